@@ -222,7 +222,7 @@ def compute(
     found = LoraJob(
         0, len(tiles) * site.num_slices,
         0 if x is None else x.data_ptr(), 0 if out is None else out.data_ptr(), h.data_ptr(),
-        pool.data_ptr(), pool.numel(), pool.stride(0),
+        pool.data_ptr(), len(pool) * pool.stride(0), pool.stride(0),
         table.data_ptr(), table.numel(), table.shape[1],
         lora.tokens.data_ptr(), len(lora.tokens), tiles.data_ptr(), len(tiles),
         offsets.data_ptr(), directory.ranks.data_ptr(), directory.scales.data_ptr(),

@@ -126,7 +126,12 @@ def layer_of(pool: Tensor, layer: int) -> tuple[int, int, int]:
     """Where a layer of the pool begins, how many elements lie from there on, and how many from one
     page to the next."""
     skipped = layer * pool.stride(1)
-    return pool.data_ptr() + skipped * pool.itemsize, pool.numel() - skipped, pool.stride(0)
+    return pool.data_ptr() + skipped * pool.itemsize, extent(pool) - skipped, pool.stride(0)
+
+
+def extent(pool: Tensor) -> int:
+    """The elements from the first of the pool to its last; the ends of pages may be unused."""
+    return (len(pool) - 1) * pool.stride(0) + pool[0].numel()
 
 
 def attend(

@@ -5,6 +5,7 @@ Arrays are one-dimensional and C-contiguous unless a shape says otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -61,7 +62,8 @@ class Batch:
     table_cols: Int32s  # [num_changes], logical block
     table_pages: Int32s  # [num_changes], page id
     page_copies: Int32s  # [num_copies, 2], (source page, destination page)
-    adapters: AttachmentBatch | None = None  # None: every sequence runs on the base model
+    adapters: AttachmentBatch | None = None  # None: every sequence runs without one
+    weights: AttachmentBatch | None = None  # None: every sequence runs on the engine's own model
     logprobs: LogprobsBatch | None = None
     logits: LogitsBatch | None = None
     embeddings: EmbeddingBatch | None = None
@@ -85,7 +87,7 @@ class StepOutput:
     digests: UInt64s | None  # [num_seqs]; xxh3-64 of the sampled logits' bytes, when asked for
     compute_s: float
     logprobs: Scores | None = None  # in the order of the batch's
-    hidden_sums: Floats | None = None  # [num_spans, hidden]: a sum a span of the batch's
+    hidden_sums: Sequence[Floats] | Floats | None = None  # a sum ``[hidden]`` a span of the batch's
 
 
 @dataclass(frozen=True, slots=True)

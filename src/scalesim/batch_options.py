@@ -54,8 +54,9 @@ class LogprobsBatch:
 class AttachmentBatch:
     """Which attachment of one kind each sequence of a step uses, each ``[num_seqs]``.
 
-    ``rows`` are rows of the block table, which list the attachment's pages; 0: none. ``layouts``
-    say what lies where in them. It is in force from position ``starts`` on.
+    ``rows`` are rows of the block table, which list the attachment's pages, or of weights the first
+    page of each run; 0: none. ``layouts`` say what lies where in them; of weights, they are numbers
+    of models, and 0 is the engine's own. It is in force from position ``starts`` on.
     """
 
     rows: Int32s

@@ -29,6 +29,10 @@ class AdapterError(AttachmentError, ValueError):
     and the reason."""
 
 
+class ModelError(AttachmentError, ValueError):
+    """A model cannot join an engine, or is unknown to it; names the model and the reason."""
+
+
 class StateError(ScaleSimError, ValueError):
     """A value cannot be kept as an agent's state; names the value, the rule and the knob."""
 

@@ -30,6 +30,7 @@ from scalesim.requests.adapter import Adapter
 from scalesim.requests.adapter_registry import AdapterRegistry
 from scalesim.requests.agent_registry import AgentEntry, AgentRegistry, listed_ids
 from scalesim.requests.choose import By, Choice, Option
+from scalesim.requests.model_registry import ModelRegistry
 from scalesim.requests.prompt import Message, OnOverflow, Prompt
 from scalesim.requests.reply import Reply
 from scalesim.requests.request import Request
@@ -70,6 +71,20 @@ class Agent:
     def adapter(self, adapter: str | Path | Adapter | None) -> None:
         self._check()
         self._agents.use_adapter(self.id, adapter)
+
+    @property
+    def model(self) -> str | None:
+        """The name of the model that its calls run on; ``None``: the engine's own. May be set, to a
+        name that ``Engine.add_model`` was given or to ``None``: calls made from then on run on it,
+        open calls end on the model that they began with. What the agent has said stays on the pages
+        of the model before, until they are needed. Setting raises ``ModelError`` for a name that is
+        unknown."""
+        return self._entry.model
+
+    @model.setter
+    def model(self, model: str | None) -> None:
+        self._check()
+        self._agents.use_model(self.id, model)
 
     @property
     def state(self) -> BlobMapping:
@@ -237,6 +252,7 @@ class Agents:
         self,
         registry: AgentRegistry,
         adapters: AdapterRegistry,
+        models: ModelRegistry,
         advice: Advice,
         keys: SamplingKeys,
         loop: EngineLoop,
@@ -246,10 +262,15 @@ class Agents:
         self.registry = registry
         self._advice, self._keys = advice, keys
         self._adapters, self._loop, self._inbox, self._thread = adapters, loop, inbox, thread
+        self._models = models
         self._handles: dict[AgentId, Agent] = {}
 
     def handle(
-        self, engine: ChatEntrypoints, id: AgentId, adapter: str | Path | Adapter | None = None
+        self,
+        engine: ChatEntrypoints,
+        id: AgentId,
+        adapter: str | Path | Adapter | None = None,
+        model: str | None = None,
     ) -> Agent:
         """``Engine.agent``."""
         id = agent_id(id)
@@ -261,9 +282,21 @@ class Agents:
                 agent = self._handles.setdefault(id, Agent(engine, self, entry))
             if self._advice.distances.has_sources:  # one may have spoken of it already
                 self._inbox.post_if_open(partial(self._advice.distances.meet, id))
+        if model is not None:
+            self.use_model(id, model)
         if adapter is not None:
             self.use_adapter(id, adapter)
         return agent
+
+    def use_model(self, id: AgentId, model: str | None) -> None:
+        """Let agent ``id`` run on ``model``; ``None``: the engine's own."""
+        self._inbox.check_open()
+        if model is not None:
+            self._models.known(model)
+        with self.registry.lock:
+            entry = self.registry.known(id)  # it may have been forgotten since
+            self._models.bind(entry.key, model)
+            entry.model = model
 
     def use_adapter(self, id: AgentId, adapter: str | Path | Adapter | None) -> None:
         """Let agent ``id`` use ``adapter``; ``None``: the base model."""
@@ -287,8 +320,9 @@ class Agents:
                 raise RequestError(f"agent {shown(child)} exists already; fork into a new id")
             agent = self.handle(engine, child)
             entry = self.registry.known(child)
-            entry.adapter = origin.adapter
+            entry.adapter, entry.model = origin.adapter, origin.model
             self._adapters.fork(origin.key, entry.key)
+            self._models.fork(origin.key, entry.key)
             self._inbox.post(lambda: self._loop.memory.fork(origin.key, entry.key))
         return agent
 
@@ -310,6 +344,7 @@ class Agents:
             for id in ids:
                 self._handles.pop(id, None)  # nobody may have asked for it in this world
             self._adapters.unbind(keys)
+            self._models.unbind(keys)
             self._keys.forget(ids)
             self._inbox.post(forget)
         if wait:

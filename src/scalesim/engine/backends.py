@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from scalesim_kernels import KernelSet
+import torch
+from scalesim_kernels import KernelSet, select
 
 from scalesim.batch import Runner
 from scalesim.config import EngineConfig
 from scalesim.device.streams import Device, Fences
+from scalesim.engine.join_models import AddRunner
 from scalesim.errors import ConfigError
 from scalesim.memory.geometry import PageGeometry
 from scalesim.memory.links.link import Timeline
@@ -25,6 +27,8 @@ from scalesim.memory.pools.storage import allocate_pages, writer
 from scalesim.model.adapters.layout import MAX_RANK, LayoutTable
 from scalesim.model.checkpoint.loader import LoadedModel
 from scalesim.model.layers.decoder import Decoder
+from scalesim.model.paged_weights import PagedModel, WeightLayout
+from scalesim.model.runner.cpu_models import ModelRunners
 from scalesim.model.runner.cpu_runner import ModelRunner
 from scalesim.model.runner.pool_view import kv_dtype
 from scalesim.model.runner.settings import RunnerSettings
@@ -57,6 +61,16 @@ class Capacity:
         return self.host_pages + num_bounce_pages(self.geometry.page_bytes)
 
 
+class Built(NamedTuple):
+    """What a backend builds. ``add_runner`` makes a further model known to the runner; ``None``
+    where there is one model."""
+
+    runner: Runner
+    link: SourceLink
+    pages: PageAccess
+    add_runner: AddRunner | None = None
+
+
 class Backend(Protocol):
     """A place to run, and its two pools. ``name`` chooses the kernel set. ``default_*_bytes`` are
     the sizes that ``"auto"`` means; ``resident_bytes`` is the most that a device pool without a
@@ -73,9 +87,7 @@ class Backend(Protocol):
     def check(self, device_bytes: int, host_bytes: int) -> None:
         """Raise ``ConfigError`` if there is not so much memory."""
 
-    def build(
-        self, model: Decoder, kernels: KernelSet, plan: Capacity
-    ) -> tuple[Runner, SourceLink, PageAccess]:
+    def build(self, model: Decoder, kernels: KernelSet, plan: Capacity) -> Built:
         """The runner, the link between its pools, and access to their pages."""
         ...
 
@@ -101,17 +113,26 @@ class CpuBackend:
     def check(self, device_bytes: int, host_bytes: int) -> None:
         """Accept any size: the system provides memory when it is first touched."""
 
-    def build(
-        self, model: Decoder, kernels: KernelSet, plan: Capacity
-    ) -> tuple[Runner, SourceLink, PageAccess]:
+    def build(self, model: Decoder, kernels: KernelSet, plan: Capacity) -> Built:
         geometry, timeline = plan.geometry, Timeline()
         device = allocate_pages(plan.device_pages, geometry.page_bytes, "device_memory")
         host = allocate_pages(plan.all_host_pages, geometry.page_bytes, "host_memory")
-        runner = ModelRunner(
-            model, kernels, device, geometry, plan.settings, timeline, plan.layouts
+        own = ModelRunner(model, kernels, device, geometry, plan.settings, timeline, plan.layouts)
+        runners = ModelRunners(own)
+
+        def add_runner(number: int, weights: WeightLayout, geometry: PageGeometry) -> None:
+            paged = PagedModel(weights, torch.from_numpy(device))
+            kernels = select(self.name, plan.settings.reproducible)
+            runner = ModelRunner(
+                paged, kernels, device, geometry, plan.settings, layouts=LayoutTable(),
+                table=own.table,
+            )  # fmt: skip
+            runners.add(number, runner, paged)
+
+        link = SourceLink(
+            ThreadLink(device, host, timeline, self._link_bandwidth), writer(host), plan.bounce
         )
-        link = ThreadLink(device, host, timeline, self._link_bandwidth)
-        return runner, SourceLink(link, writer(host), plan.bounce), ArrayPages(device, host)
+        return Built(runners, link, ArrayPages(device, host), add_runner)
 
 
 class CudaBackend:
@@ -164,9 +185,7 @@ class CudaBackend:
             )
         check_host_bytes(host_bytes, available_host_bytes())
 
-    def build(
-        self, model: Decoder, kernels: KernelSet, plan: Capacity
-    ) -> tuple[Runner, SourceLink, PageAccess]:
+    def build(self, model: Decoder, kernels: KernelSet, plan: Capacity) -> Built:
         from scalesim.memory.links.cuda_link import CudaLink
         from scalesim.memory.pools.pinned import PinnedPages
         from scalesim.memory.pools.storage import allocate_device_pages
@@ -178,9 +197,8 @@ class CudaBackend:
         runner = CudaRunner(model, kernels, pool, self._device, fences, settings, plan.layouts)
         runner.warm_up((*_WARM_UP_TOKENS, settings.max_num_tokens))
         host = PinnedPages(plan.all_host_pages, geometry.page_bytes, self._device.registrar())
-        link = CudaLink(self._device, pages, host, fences)
-        rows = host.pages.numpy()
-        return runner, SourceLink(link, writer(rows), plan.bounce), TensorPages(pages, rows)
+        link, rows = CudaLink(self._device, pages, host, fences), host.pages.numpy()
+        return Built(runner, SourceLink(link, writer(rows), plan.bounce), TensorPages(pages, rows))
 
 
 def workspace_bytes(loaded: LoadedModel, config: EngineConfig) -> int:

@@ -23,6 +23,7 @@ from scalesim.device.streams import Device
 from scalesim.engine.backends import MAX_RESIDENT_PAGES, Backend, Capacity, CpuBackend, CudaBackend
 from scalesim.engine.disk_tier import num_disk_pages, with_disk
 from scalesim.engine.given_kernels import given_kernels
+from scalesim.engine.join_models import MIN_ROW_BLOCKS, AddRunner, JoinModels
 from scalesim.engine.parts import EngineParts
 from scalesim.errors import ConfigError, RequestError
 from scalesim.memory.eviction.policies import Policy, policy_named
@@ -119,13 +120,13 @@ def parts_for(
     if config.max_model_len is not None:
         check_model_len(config.max_model_len, shape.max_position, pool_len)
     max_len = min(model_len, pool_len)
-    num_rows = 2 * config.scheduler.max_num_seqs + 1
-    layouts, row_blocks = LayoutTable(), geometry.blocks_for(max_len)
+    num_rows = 3 * config.scheduler.max_num_seqs + 1  # of a path, an adapter and weights each
+    layouts, row_blocks = LayoutTable(), max(MIN_ROW_BLOCKS, geometry.blocks_for(max_len))
     read_adapter: ReadAdapter = no_adapters
     pack_adapter: PackAdapter | None = None
     if isinstance(shape, ModelConfig):
         largest = max_adapter_pages(shape, geometry.page_bytes, loaded.model.dtype.itemsize)
-        row_blocks = min(device_pages, max(row_blocks, largest))
+        row_blocks = max(MIN_ROW_BLOCKS, min(device_pages, max(row_blocks, largest)))
         folders = AdapterFolders(shape, loaded.model.dtype, geometry.page_bytes, layouts)
         read_adapter, pack_adapter = folders, folders.pack
     settings = RunnerSettings(
@@ -146,7 +147,8 @@ def parts_for(
         kernels = with_quantized(kernels)
     text = text_model(loaded, config, tokenizer, model_len, pool_len)
     # Last, as it starts threads: whatever a folder or a setting may be refused for comes before.
-    runner, sources, pages = backend.build(loaded.model.packed(kernels), kernels, plan)
+    built = backend.build(loaded.model.packed(kernels), kernels, plan)
+    runner, sources, pages = built.runner, built.link, built.pages
     link = with_disk(sources, pages.host, config, geometry.page_bytes, disk_pages)
     if around is not None:
         link = around(link)
@@ -161,6 +163,7 @@ def parts_for(
         planner_config=config.planner,
         read_rate=lambda: sources.read_rate,
         disk_pages=disk_pages,
+        move_pages=pages.move,
     )
     return EngineParts(
         runner=runner,
@@ -180,9 +183,26 @@ def parts_for(
         limits=config.limits,
         read_adapter=read_adapter,
         pack_adapter=pack_adapter,
+        join_model=_join_models(config, geometry, device_pages - 1, max_len, built.add_runner),
         pages=pages,
         kv_identity=kv_identity(loaded, geometry, backend.name, config.reproducible),
     )
+
+
+def _join_models(
+    config: EngineConfig, geometry: PageGeometry, num_pages: int, max_len: int,
+    add_runner: AddRunner | None,
+) -> JoinModels | None:  # fmt: skip
+    if add_runner is None:
+        return None
+
+    def text(loaded: LoadedModel, model_len: int, pool_len: int) -> TextModel:
+        return text_model(loaded, config, None, model_len, pool_len)
+
+    return JoinModels(
+        config, geometry.page_bytes, geometry.block_size, geometry.dtype_bytes, num_pages, max_len,
+        text, add_runner,
+    )  # fmt: skip
 
 
 def text_model(

@@ -41,4 +41,4 @@ class ChatEntrypoints(ChooseAndEmbed):
         hint = "write ChatRequest(messages), or use an agent's chat"
         instance("request", request, ChatRequest, hint)
         self._inbox.check_open()
-        return as_turn(request, self._intake.model, self.sampling())
+        return as_turn(request, self._intake.model_of(request.agent), self.sampling())

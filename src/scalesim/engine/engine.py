@@ -46,6 +46,7 @@ from scalesim.errors import ConfigError, SnapshotError
 from scalesim.requests.adapter_registry import AdapterRegistry
 from scalesim.requests.agent_registry import AgentRegistry
 from scalesim.requests.limiter import RequestLimiter
+from scalesim.requests.model_registry import ModelRegistry
 from scalesim.requests.prepare import Intake
 from scalesim.requests.tickets import Desk
 from scalesim.snapshot.folder import Generation
@@ -97,12 +98,20 @@ class Engine(AgentWorld):
             self._inbox.post_if_open,
             self._inbox.check_process,
         )
+        self.models = ModelRegistry(
+            parts.model,
+            parts.join_model,
+            parts.memory,
+            self._inbox.post_if_open,
+            self._inbox.check_process,
+        )
         self._limiter = RequestLimiter(limits.max_open_requests, refuse=limits.when_full == "error")
         self._loop = EngineLoop(
             parts,
             combine=combine,
             limiter=self._limiter,
             adapters=self.adapters,
+            models=self.models,
             recorder=None if trace is None else Recorder(trace, parts.memory.block_size),
             is_known=registry.__contains__,
         )
@@ -112,10 +121,11 @@ class Engine(AgentWorld):
         self._finalizer = weakref.finalize(self, self._thread.close)  # also at interpreter exit
         self._desk = Desk(self._inbox.post_quietly, self._loop.calls.abandon)
         self._advice, self._keys = self._loop.advice, self._loop.keys
-        self._intake = Intake(self.model, parts.memory, registry, self.adapters, self._keys)
+        self._intake = Intake(self.models, parts.memory, registry, self.adapters, self._keys)
         self._agents = Agents(
-            registry, self.adapters, self._advice, self._keys, self._loop, self._inbox, self._thread
-        )
+            registry, self.adapters, self.models, self._advice, self._keys, self._loop, self._inbox,
+            self._thread,
+        )  # fmt: skip
         self.memory = MemoryView(parts, registry, self._loop, self._inbox, self._thread)
         self._snapshots = Snapshots(
             parts, registry, self.adapters, self._now, partial(ask, self._thread, self._inbox)
@@ -143,6 +153,20 @@ class Engine(AgentWorld):
     def stats(self) -> EngineStats:
         """Counts of calls, tokens, steps, and of what memory did, since the start: as of now."""
         return self._loop.stats.with_memory(self.parts.memory)
+
+    def add_model(self, name: str, path: str | Path, *, dummy_weights: bool = False) -> None:
+        """Let agents run on a further model, in a Hugging Face folder or by its hub id:
+        ``engine.agent(id, model=name)``. Settings, such as the dtype, are the engine's.
+
+        Its weights lie in the engine's pools, on pages like KV, and are moved by the soonest next
+        use of its agents: more models than fit on the device can serve. Weights that are on no tier
+        are read from the folder again. Returns when the model is read and checked.
+
+        Raises ``ModelError`` for a name that is taken, and for a model that does not fit the
+        engine's pages or pool; otherwise what ``Engine`` raises.
+        """
+        self._inbox.check_open()
+        self.models.add(name, path, dummy_weights)
 
     # -- snapshots ----------------------------------------------------------------------------
 

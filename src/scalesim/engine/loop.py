@@ -27,6 +27,7 @@ from scalesim.requests.adapter_registry import AdapterRegistry
 from scalesim.requests.agent_registry import ForkedId
 from scalesim.requests.call import Call
 from scalesim.requests.limiter import RequestLimiter
+from scalesim.requests.model_registry import ModelRegistry
 from scalesim.sampling.embedding import EmbeddingLog
 from scalesim.sampling.keys import SamplingKeys
 from scalesim.sampling.logits import logits_processor_of
@@ -40,8 +41,9 @@ MAX_STALL_S = 0.05
 class EngineLoop:
     """Everything between an accepted call and its reply. ``step`` is the whole of it.
 
-    ``limiter`` bounds the open calls; ``adapters`` is told of calls that ended, and when memory was
-    emptied; ``is_known`` says whether an agent exists. A simulation needs none of them.
+    ``limiter`` bounds the open calls; ``adapters`` is told of calls that ended, and with ``models``
+    when memory was emptied; ``is_known`` says whether an agent exists. A simulation needs none of
+    them.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class EngineLoop:
         combine: Combine = earliest_credible,
         limiter: RequestLimiter | None = None,
         adapters: AdapterRegistry | None = None,
+        models: ModelRegistry | None = None,
         recorder: Recorder | None = None,
         is_known: Callable[[AgentId], bool] = lambda agent: True,
     ) -> None:
@@ -63,7 +66,7 @@ class EngineLoop:
             parts, self.stats, limiter or RequestLimiter(sys.maxsize), adapters, recorder
         )
         self.auditor = Auditor(self.memory, self.scheduler.leases, parts.integrity)
-        self.recovery = Recovery(parts, self.auditor, self.stats, adapters)
+        self.recovery = Recovery(parts, self.auditor, self.stats, adapters, models)
         self._launched: deque[LaunchedStep] = deque()
         self._forgetting: frozenset[AgentId] = frozenset()  # agents that are being forgotten now
         self._ids = itertools.count(1)
@@ -182,7 +185,7 @@ class EngineLoop:
             leaves_nothing, agent = owner.is_forgotten, None if owner.is_forgotten else owner.key
         stop_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
-            stop_ids |= self.parts.model.eos_ids
+            stop_ids |= call.model.eos_ids
         constraint = None if call.make_constraint is None else call.make_constraint()
         is_scored = params.logprobs is not None or params.prompt_logprobs is not None
         sequence = Sequence(
@@ -193,7 +196,7 @@ class EngineLoop:
             limit=len(tokens) + params.max_tokens,
             params=params,
             attachments=call.attachments,
-            salt=request.salt,
+            salt=call.mark + request.salt,
             key=key,
             stop_ids=stop_ids,
             observer=call.sink,

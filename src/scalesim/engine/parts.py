@@ -13,6 +13,7 @@ from scalesim.memory.links.link import Link
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pools.page_access import PageAccess
 from scalesim.requests.adapter_registry import PackAdapter, ReadAdapter
+from scalesim.requests.model_registry import JoinModel
 from scalesim.requests.prompt import TextModel
 from scalesim.scheduler.scheduler import Scheduler
 
@@ -24,7 +25,9 @@ class EngineParts:
     caller's thread when it leaves the computing to the engine's. ``device`` is where the runner
     computes. ``read_adapter`` reads an adapter's folder; ``None``: no adapters here.
     ``pack_adapter`` packs an adapter's new tensors; ``None``: adapters are not updated here.
-    ``limits``: how many requests may be open. ``integrity`` is ``EngineConfig``'s; tests raise.
+    ``join_model`` reads a further model and makes it known to the runner; ``None``: there can be
+    none. ``limits``: how many requests may be open. ``integrity`` is ``EngineConfig``'s; tests
+    raise.
     ``pages`` reads and writes both pools, for snapshots; ``None``: these are without pages.
     ``kv_identity`` names all that KV depends on beside tokens and adapters; pages of another are
     not restored."""
@@ -40,6 +43,7 @@ class EngineParts:
     device: str = "cpu"
     read_adapter: ReadAdapter | None = None
     pack_adapter: PackAdapter | None = None
+    join_model: JoinModel | None = None
     limits: CallLimits = field(default_factory=CallLimits)
     integrity: Integrity = "raise"
     pages: PageAccess | None = None

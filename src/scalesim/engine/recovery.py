@@ -17,6 +17,7 @@ from scalesim.errors import KernelError
 from scalesim.foreign import Foreign
 from scalesim.memory.audit.auditor import Auditor
 from scalesim.requests.adapter_registry import AdapterRegistry
+from scalesim.requests.model_registry import ModelRegistry
 from scalesim.scheduler.restart import restart
 from scalesim.scheduler.sequence import Sequence
 
@@ -36,9 +37,11 @@ class Recovery:
         auditor: Auditor,
         stats: EngineStats,
         adapters: AdapterRegistry | None,
+        models: ModelRegistry | None,
     ) -> None:
         self.interrupt: KeyboardInterrupt | None = None
         self._parts, self._auditor, self._stats, self._adapters = parts, auditor, stats, adapters
+        self._models = models
         self._restarts_in_vain = 0  # restarts since a token was collected last
         self._kernel_error: str | None = None  # what a kernel raised last
 
@@ -72,6 +75,8 @@ class Recovery:
             memory.forget(agent)
         self._stats.lost_pages = memory.num_lost_pages
         restart(scheduler, sequences, {id(lease) for lease in suspects.leases})
+        if self._models is not None:
+            self._models.restore()
         if self._adapters is not None:
             self._adapters.restore()
 

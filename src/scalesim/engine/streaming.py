@@ -101,7 +101,8 @@ class StreamingEntrypoints(Entrypoints):
     def _reader(self, call: Call, bell: Bell | LoopBell) -> Reader:
         """Hand ``call`` in, and return the reader of its tokens."""
         mailbox = Mailbox(call, bell, self._loop.calls.announce)
-        ticket, text = self._desk.ticket([call]), self._intake.text_stream(call.request)
+        ticket = self._desk.ticket([call])
+        text = self._intake.text_stream(call.request, call.model)
         reader = Reader(ticket, mailbox, text, self._check_process)
         try:
             self._enter(ticket.calls)

@@ -30,6 +30,7 @@ from scalesim.interrupts import InterruptsWait
 from scalesim.memory.misses import Miss
 from scalesim.requests.adapter import Adapter
 from scalesim.requests.agent_registry import AgentEntry, AgentRegistry
+from scalesim.requests.model_registry import ModelRegistry
 from scalesim.requests.prepare import Intake
 from scalesim.requests.prompt import TextModel
 from scalesim.sampling.keys import RequestCounts, SamplingKeys
@@ -48,6 +49,7 @@ class AgentWorld(ChatEntrypoints):
     its pages and its adapters, and nothing else."""
 
     model: TextModel
+    models: ModelRegistry
     _advice: Advice
     _keys: SamplingKeys
     _agents: Agents
@@ -97,15 +99,23 @@ class AgentWorld(ChatEntrypoints):
 
     # -- agents and time ----------------------------------------------------------------------
 
-    def agent(self, id: AgentId, *, adapter: str | Path | Adapter | None = None) -> Agent:
+    def agent(
+        self,
+        id: AgentId,
+        *,
+        adapter: str | Path | Adapter | None = None,
+        model: str | None = None,
+    ) -> Agent:
         """The handle of agent ``id``, made on first use.
 
         ``adapter`` is a name known to ``adapters``, a folder, which is added under its path, or
-        what ``adapters.add`` returned; it stays the agent's until ``agent.adapter`` is set. Raises
-        ``RequestError`` for an id that is no Unicode text of at most 1024 characters and no whole
-        number of at most 256 bits, ``AdapterError`` for an adapter that cannot be used.
+        what ``adapters.add`` returned; it stays the agent's until ``agent.adapter`` is set.
+        ``model`` is a name that ``add_model`` was given; it stays until ``agent.model`` is set.
+        Raises ``RequestError`` for an id that is no Unicode text of at most 1024 characters and no
+        whole number of at most 256 bits, ``AdapterError`` for an adapter that cannot be used,
+        ``ModelError`` for a model that is unknown.
         """
-        return self._agents.handle(self, id, adapter)
+        return self._agents.handle(self, id, adapter, model)
 
     def fork(self, parent: AgentId, child: AgentId) -> Agent:
         """A new agent ``child`` that owns what ``parent`` owns; nothing is copied until one of them
@@ -224,7 +234,8 @@ class ForkedWorld(AgentWorld):
         memory = ForkedMemory(self.parts.memory, number)
         self._advice = Advice(memory, combine, registry.__contains__, None)
         self._keys = SamplingKeys(self.parts.seed)
-        self._intake = Intake(self.model, self.parts.memory, registry, self.adapters, self._keys)
+        self.models = parent.models
+        self._intake = Intake(self.models, self.parts.memory, registry, self.adapters, self._keys)
         self._listener = EngineListener(self._inbox, self._advice.poll)
         self._source_names: set[str] = set()
         self._agents = self._agents_at(self._inbox, registry)
@@ -234,8 +245,9 @@ class ForkedWorld(AgentWorld):
             origins = parent._agents.registry.entries()
             pairs = [(origin, registry.add(origin.id)) for origin in origins]
             for origin, entry in pairs:
-                entry.adapter = origin.adapter
+                entry.adapter, entry.model = origin.adapter, origin.model
                 self.adapters.fork(origin.key, entry.key)
+                self.models.fork(origin.key, entry.key)
         try:
             ask(self._thread, self._inbox, lambda: self._fork_off(parent, voices, pairs))
         except BaseException:
@@ -282,8 +294,9 @@ class ForkedWorld(AgentWorld):
 
     def _agents_at(self, inbox: Inbox, registry: AgentRegistry) -> Agents:
         return Agents(
-            registry, self.adapters, self._advice, self._keys, self._loop, inbox, self._thread
-        )
+            registry, self.adapters, self.models, self._advice, self._keys, self._loop, inbox,
+            self._thread,
+        )  # fmt: skip
 
     def __enter__(self) -> ForkedWorld:
         return self

@@ -34,6 +34,7 @@ class Counters:
     prefetch_used: int = 0
     prefetch_wasted: int = 0
     copied_pages: int = 0  # copy-on-write
+    compacted_pages: int = 0  # moved on the device, to make runs of consecutive pages
     failed_transfers: int = 0
     stale_completions: int = 0
     preemptions: int = 0

@@ -18,6 +18,7 @@ from scalesim.core import AgentId, Int32s
 from scalesim.memory.lease import AttachmentSpec, Lease
 from scalesim.memory.leases.adapters import AdapterContent
 from scalesim.memory.leases.attachments import branch_of
+from scalesim.memory.leases.weights import WeightsContent
 from scalesim.memory.misses import Miss
 from scalesim.memory.owners import AgentPages
 from scalesim.memory.parts import MemoryParts
@@ -204,6 +205,17 @@ class MemoryManager(MemoryParts):
         if the adapter was removed."""
         if digest is None or self.adapters.has(digest):
             self.adapters.bind(agent, digest)
+
+    # -- models beside the engine's own --------------------------------------------------------
+
+    def add_weights(self, content: WeightsContent) -> None:
+        """Add a model's weights. Adding equal content again changes nothing."""
+        self.weights.add(content)
+
+    def bind_weights(self, agent: AgentId, digest: bytes | None) -> None:
+        """Let ``agent`` use the model with these weights (``None``: the engine's own), so that they
+        are moved by its next use as well. Raises ``ModelError``."""
+        self.weights.bind(agent, digest)
 
     # -- time, steps and copies ---------------------------------------------------------------
 

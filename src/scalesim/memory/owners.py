@@ -61,6 +61,7 @@ class Owners:
             if next_use is None and state.next_use is None:
                 continue
             state.expect(next_use, self._ranking.next_seq())
+            self._crowds_change(state, state.attached)
             if state.may_be_ranked:
                 self._refresh_paths(state)
             self._queue.add(state)
@@ -131,6 +132,7 @@ class Owners:
         state.attach(segment)
         segment.own(state)
         self._ranking.refresh(segment)
+        self._crowds_change(state, (segment,))
         self._queue.add(state)
 
     def detach_all(self, id: AgentId, root: Segment) -> None:
@@ -146,6 +148,8 @@ class Owners:
         agent.detach(segment)
         segment.disown(agent)
         self._ranking.refresh(segment)
+        assert isinstance(agent, AgentState)
+        self._crowds_change(agent, (segment,))
 
     def drop(self, id: AgentId) -> list[Segment]:
         """Forget agent ``id``. Returns the segments that have no owner now, the deepest first. The
@@ -153,7 +157,7 @@ class Owners:
         state = self.agents.pop(id, None)
         if state is None:
             return []
-        ends = state.forget()
+        attached, ends = state.attached, state.forget()
         self._queue.add(state)
         changed: dict[Segment, None] = {}
         for end in ends:
@@ -162,6 +166,7 @@ class Owners:
             owned = [partial for partial in partials if partial and state in partial.owners]
             self.disown(state, end)
             changed.update(dict.fromkeys((*owned, *path)))
+        self._crowds_change(state, attached)
         for segment in changed:
             self._inherit(segment)
         return [
@@ -213,7 +218,9 @@ class Owners:
 
     def evicted(self, segment: Segment) -> None:
         """Pages of ``segment`` left the device: its owners will need them again."""
-        if (segment.host or segment.disk) and len(segment.owners) <= MANY_OWNERS:
+        if segment.runs:
+            self.host_changed(segment)
+        elif (segment.host or segment.disk) and len(segment.owners) <= MANY_OWNERS:
             for owner in segment.owners:
                 assert isinstance(owner, AgentState)
                 self._queue.add(owner)
@@ -222,11 +229,21 @@ class Owners:
 
     def host_changed(self, segment: Segment) -> None:
         """``segment`` came to the host or left it, or is an attachment that left a tier: its owners
-        will need it loaded or read."""
-        if len(segment.owners) <= MANY_OWNERS:
+        will need it loaded or read; of weights, the first of them."""
+        if segment.runs:
+            soonest = self._ranking.soonest_owner(segment)
+            if soonest is not None:
+                self._queue.add(soonest)
+        elif len(segment.owners) <= MANY_OWNERS:
             for owner in segment.owners:
                 assert isinstance(owner, AgentState)
                 self._queue.add(owner)
+
+    def _crowds_change(self, owner: AgentState, attached: Iterable[Segment]) -> None:
+        """Note with the weights among ``attached`` that ``owner`` changed."""
+        for segment in attached:
+            if segment.runs:
+                self._ranking.owner_changed(segment, owner)
 
     def _refresh_paths(self, agent: AgentState) -> None:
         """Rank the segments of ``agent`` again, since its next use changed.

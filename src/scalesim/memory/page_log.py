@@ -60,6 +60,11 @@ class LoggedPool(PagePool):
             self._note("taken", None, pages)
         return pages
 
+    def claim(self, pages: Sequence[int]) -> None:
+        super().claim(pages)
+        if pages:
+            self._note("taken", None, pages)
+
     def free(self, pages: Sequence[int], fence: int = -1) -> None:
         super().free(pages, fence)
         if pages:

@@ -9,12 +9,13 @@ from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 
 from scalesim.core import TierName
+from scalesim.memory.compaction import MovePages
 from scalesim.memory.counters import Counters
 from scalesim.memory.eviction.policies import Policy
 from scalesim.memory.eviction.ranking import EvictionRanking, MakeRanking
 from scalesim.memory.leases.adapters import ADAPTER, AdapterPages
 from scalesim.memory.leases.admission import Admission
-from scalesim.memory.leases.attachments import Attachments
+from scalesim.memory.leases.attachments import AttachmentKind, Attachments
 from scalesim.memory.leases.blobs import BlobPages
 from scalesim.memory.leases.block_table import BlockTable
 from scalesim.memory.leases.lookup_accounts import LookupAccounts
@@ -23,6 +24,7 @@ from scalesim.memory.leases.partial_blocks import PartialBlocks
 from scalesim.memory.leases.prefix_lookup import PrefixLookup
 from scalesim.memory.leases.release import Releases
 from scalesim.memory.leases.waiters import LoadWaiters
+from scalesim.memory.leases.weights import WEIGHTS, WeightPages
 from scalesim.memory.links.link import Link
 from scalesim.memory.misses import Misses
 from scalesim.memory.owners import Owners
@@ -50,7 +52,8 @@ class MemoryParts:
     dummy. ``read_rate`` gives the bytes a second at which sources are read. ``make_ranking`` and
     ``make_planner`` replace the eviction order and the planner. ``record``: keep the last page
     events in ``page_log``, to be read after a fault (events of the pools only where ``make_pool``
-    is the default).
+    is the default). ``move_pages`` copies pages on the device, for state that has to lie on
+    consecutive pages; without it, such state waits for a run that is free.
 
     ``timing``, ``counters``, ``misses`` and ``page_log`` last as long as the manager; ``reset``
     makes the other parts anew.
@@ -73,10 +76,11 @@ class MemoryParts:
         make_ranking: MakeRanking = EvictionRanking,
         make_planner: MakePlanner = Prefetcher,
         record: bool = True,
+        move_pages: MovePages | None = None,
     ) -> None:
         self._make_pool, self._make_ranking = make_pool, make_ranking
         self._make_planner, self._planner_config = make_planner, planner_config or PlannerConfig()
-        self._read_rate = read_rate
+        self._read_rate, self._move_pages = read_rate, move_pages
         self.block_size, self.page_bytes, self.policy = block_size, page_bytes, policy
         self.page_log = PageEventLog() if record else None
         self._link = LoggedLink(link, self.page_log)
@@ -105,12 +109,15 @@ class MemoryParts:
         )
         self.owners = owners = Owners(self.tree, ranking, queue)
         self.residency = residency = Residency(
-            self.tree, ranking, owners, self.tiers, self.page_bytes, self.counters, self.timing
-        )
+            self.tree, ranking, owners, self.tiers, self.page_bytes, self.counters, self.timing,
+            self._move_pages,
+        )  # fmt: skip
         self.planner = self._make_planner(residency, queue, self._planner_config, self._read_rate)
         self.orphans, self.adapters = Orphans(residency), AdapterPages(residency, owners)
         self.blobs = BlobPages(residency, owners, self.orphans)
-        self.attachments = Attachments(residency, self.table, {ADAPTER: self.adapters})
+        self.weights = WeightPages(residency, owners)
+        kinds: dict[str, AttachmentKind] = {ADAPTER: self.adapters, WEIGHTS: self.weights}
+        self.attachments = Attachments(residency, self.table, kinds)
         self.waiters, self.partial_blocks = LoadWaiters(residency), PartialBlocks(residency)
         shared = (
             residency,

@@ -12,8 +12,11 @@ Pages that a copy uses are never freed. A load into device pages waits for their
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from typing import TypeAlias
 
 from scalesim.core import Fence
+from scalesim.memory.compaction import Compaction, MovePages
 from scalesim.memory.counters import Counters
 from scalesim.memory.disk.moves import DiskMoves
 from scalesim.memory.drops import Drops, ResidencyListener
@@ -29,6 +32,8 @@ from scalesim.memory.tree.prefix_tree import PrefixTree
 from scalesim.memory.tree.run import Transfer
 from scalesim.memory.tree.segment import Segment, descendants
 
+RunPlaces: TypeAlias = Sequence[tuple[int, int]]
+"""Of some pages, which lie on consecutive pages: (offset, length) of each such part."""
 _log = logging.getLogger(__name__)
 _SMALL_SHARE = 32  # a segment of up to 1 / 32 of the pool is evicted whole
 
@@ -49,6 +54,7 @@ class Residency:
         page_bytes: int,
         counters: Counters,
         timing: Timing,
+        move_pages: MovePages | None = None,
     ) -> None:
         link = tiers.host.link
         assert link is not None
@@ -57,6 +63,7 @@ class Residency:
         self.room = Room(ranking, self.drops, tiers, timing)
         self.tiers, self.link, self.page_bytes = tiers, link, page_bytes
         self.device, self.host = tiers.device.pool, tiers.host.pool
+        self.compaction = Compaction(tree, self.device, counters, move_pages)
         self.counters, self.timing = counters, timing
         self.policy = policy = ranking.policy
         self.load_or_recompute = LoadOrRecompute(
@@ -72,18 +79,42 @@ class Residency:
 
     # -- eviction: device pages for requests and prefetches --------------------------------------
 
-    def take(self, count: int, *, ahead_of: NextUse | None = None) -> list[int] | None:
-        """Allocate ``count`` device pages, evicting the segments that are used last. Returns
-        ``None`` if too few can be freed now.
+    def take(
+        self, count: int, *, ahead_of: NextUse | None = None, runs: RunPlaces = ()
+    ) -> list[int] | None:
+        """Allocate ``count`` device pages, evicting the segments that are used last. Those at the
+        places ``runs`` (offset, length) are consecutive. Returns ``None`` if too few can be freed
+        now.
 
         After a ``None``, pages may be free soon, once they are saved (``transfers.saving_pages``).
         With ``ahead_of``, the pages are for a load ahead of that use, and only segments that are
         needed later are evicted.
         """
-        failed = self.device.num_free < count and not self._make_room(count, ahead_of)
+        pages = None
+        if self.device.num_free >= count or self._make_room(count, ahead_of):
+            pages = self._take_runs(count, runs, ahead_of) if runs else self.device.allocate(count)
         if ahead_of is None:
-            self.allocation_failed = failed
-        return None if failed else self.device.allocate(count)
+            self.allocation_failed = pages is None
+        return pages
+
+    def _take_runs(
+        self, count: int, places: RunPlaces, ahead_of: NextUse | None
+    ) -> list[int] | None:
+        """``count`` pages, which are free, with runs at ``places``: the longest first, the pages
+        between them last."""
+        pages: list[int | None] = [None] * count
+        for offset, length in sorted(places, key=lambda place: -place[1]):
+            run = self.compaction.take_run(length)
+            while run is None and self._make_room(self.device.num_free + 1, ahead_of):
+                run = self.compaction.take_run(length)
+            if run is None:
+                self.drops.free(self.tiers.device, [page for page in pages if page is not None])
+                return None
+            pages[offset : offset + length] = run
+        others = self.device.allocate(pages.count(None))
+        assert others is not None, (count, places)
+        rest = iter(others)
+        return [next(rest) if page is None else page for page in pages]
 
     def clear_failure(self) -> None:
         """Note that no request waits for pages: loads ahead may take pages again."""
@@ -149,10 +180,11 @@ class Residency:
             if self.disk.frees_host_soon(segment.num_dirty):
                 return False
         keep = max(0, len(segment.device) - max(wanted, self._small_segment))
+        keep = segment.run_start(keep)
         if segment.num_dirty:
             if any(below.is_moving for below in descendants(segment)):
                 return False  # between host and disk; it is to be dropped too
-            keep = max(keep, segment.host.valid, segment.disk.valid)
+            keep = segment.run_start(max(keep, segment.host.valid, segment.disk.valid))
             self.drops.drop_below(segment)
             self.counters.dropped_pages += len(segment.device) - keep
         device = self.tiers.device

@@ -253,6 +253,11 @@ class AdapterRegistry:
             return
         with self._lock:
             content = self._entry(call.adapter).content
+        if call.mark:
+            raise AdapterError(
+                f"adapter {call.adapter!r} is of the engine's own model, and the call's agent uses "
+                f"another; give adapter='' for none"
+            )
         self._check_room(call, content)
         start: int | None = 0
         if content.invocation_tokens is not None:

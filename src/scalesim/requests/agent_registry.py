@@ -46,6 +46,7 @@ class AgentEntry:
     id: AgentId
     key: AgentId
     adapter: str | None = None  # the name of the adapter that its calls use
+    model: str | None = None  # the name of the model that its calls run on; None: the engine's own
     is_forgotten: bool = False
 
     @property

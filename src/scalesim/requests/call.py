@@ -57,6 +57,7 @@ class Call:
     dropped: Dropped | None = None  # what was cut from a prompt that was too long
     leader: Call | None = None  # the first sample of the same prompt, if this is another sample
     adapter: str | None = None  # its name; the content is settled when the call is handed in
+    mark: bytes = b""  # tells the KV of an added model from that of the engine's own
     attachments: tuple[AttachmentSpec, ...] = ()
     make_constraint: Callable[[], TokenConstraint] | None = None  # if a rule masks the tokens
     digest: int | None = None  # of the prompt and the parameters

@@ -81,14 +81,16 @@ def option_ids(prompt: Prompt, tokens: Int32s, option: Option, model: TextModel)
 def scoring_requests(intake: Intake, request: Request, options: Sequence[Option]) -> list[Request]:
     """The requests for the log-probabilities of the options, each after the tokens of the prompt of
     ``request``. Raises what ``Intake.prepare`` raises."""
-    model, request = intake.model, checked_request(request)
+    request = checked_request(request)
+    model = intake.model_of(request.agent)
     if request.pooling is not None:
         raise RequestError(f"pooling={request.pooling!r}: a choice has no embedding; leave it")
     prompt = request.prompt
     tokens = model.token_ids(prompt)
     answers = [option_ids(prompt, tokens, option, model) for option in options]
-    adapter = None if request.agent is None else intake.agents.known(request.agent).adapter
-    max_tokens = intake.max_len(adapter) - max(map(len, answers))
+    owner = None if request.agent is None else intake.agents.known(request.agent)
+    beside = (None, None) if owner is None else (owner.model, owner.adapter)
+    max_tokens = intake.max_len(*beside) - max(map(len, answers))
     tokens, _ = fit_prompt(prompt, tokens, max_tokens, request.on_overflow, model)
     params = SamplingParams(max_tokens=0, prompt_logprobs=0, prompt_logprobs_start=len(tokens))
     return [

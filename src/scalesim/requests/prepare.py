@@ -12,12 +12,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from scalesim.checks import INT64, reading
+from scalesim.core import AgentId
 from scalesim.errors import RequestError
 from scalesim.memory.manager import MemoryManager
 from scalesim.requests.adapter_registry import AdapterRegistry
 from scalesim.requests.agent_registry import AgentRegistry
 from scalesim.requests.call import Call, TextObserver
 from scalesim.requests.check_request import checked_request
+from scalesim.requests.model_registry import ModelRegistry
 from scalesim.requests.prompt import TextModel
 from scalesim.requests.request import Request
 from scalesim.requests.truncate import fit_prompt
@@ -36,19 +38,22 @@ class Intake:
 
     def __init__(
         self,
-        model: TextModel,
+        models: ModelRegistry,
         memory: MemoryManager,
         agents: AgentRegistry,
         adapters: AdapterRegistry,
         keys: SamplingKeys,
     ) -> None:
-        self.model, self.agents = model, agents
+        self.models, self.agents = models, agents
         self._memory, self._adapters, self._keys = memory, adapters, keys
 
     def prepare(self, request: Request) -> Call:
         """Make the call of ``request``. Raises ``RequestError``, ``PromptTooLongError``,
         ``UnknownAgentError`` or ``AdapterError``."""
-        model, request = self.model, checked_request(request)
+        request = checked_request(request)
+        owner = None if request.agent is None else self.agents.known(request.agent)
+        name = None if owner is None else owner.model
+        model = self.models.text_of(name)
         if request.pooling is None:
             params = check_params(request.params, model.vocab_size, model.has_logits)
         elif model.has_logits:
@@ -57,16 +62,18 @@ class Intake:
             raise RequestError("embeddings need a model; this engine's runner has no hidden states")
         if params is not request.params:
             request = replace(request, params=params)
-        owner = None if request.agent is None else self.agents.known(request.agent)
         adapter = None if owner is None else owner.adapter
         if request.adapter is not None:
             adapter = request.adapter or None
         tokens = model.token_ids(request.prompt)
-        max_tokens = self.max_len(adapter) - params.max_tokens
+        max_tokens = self.max_len(name, adapter) - params.max_tokens
         tokens, dropped = fit_prompt(request.prompt, tokens, max_tokens, request.on_overflow, model)
         model.check_length(len(tokens), params.max_tokens)
-        call = Call(request, model, tokens, self._stops(request), owner, dropped)
+        call = Call(request, model, tokens, self._stops(request, model), owner, dropped)
         call.adapter = adapter
+        if name is not None:
+            added = self.models.known(name)
+            call.mark, call.attachments = added.mark, (added.spec,)
         self._adapters.attach(call)
         return call
 
@@ -102,7 +109,7 @@ class Intake:
         """Give ``calls`` the makers of their constraints; compiling a structure may take long.
         Raises ``RequestError`` or ``StructureError``."""
         for call in calls:
-            call.make_constraint = self._constraint_maker(call.request.params, len(call.tokens))
+            call.make_constraint = self._constraint_maker(call)
         return list(calls)
 
     def number(self, calls: Iterable[Call]) -> None:
@@ -124,39 +131,46 @@ class Intake:
                     request.agent, counted, request.sample_index, call.owner
                 )
 
-    def max_len(self, adapter: str | None) -> int:
-        """The most tokens of a prompt and its output that fit into the device pool beside
-        ``adapter``."""
-        if adapter is None:
-            return self.model.max_len
-        memory = self._memory
-        num_pages = memory.num_pages - self._adapters.num_pages(adapter)
-        return min(self.model.max_len, num_pages * memory.block_size)
+    def model_of(self, agent: AgentId | None) -> TextModel:
+        """The model that requests of ``agent`` run on: its own choice, or the engine's own."""
+        return self.models.text_of(None if agent is None else self.agents.known(agent).model)
 
-    def text_stream(self, request: Request) -> TokenStream | None:
+    def max_len(self, name: str | None, adapter: str | None) -> int:
+        """The most tokens of a prompt and its output that fit into the device pool beside the
+        weights of the model ``name`` and ``adapter``."""
+        model, num_beside = self.models.text_of(name), self.models.num_pages(name)
+        if adapter is not None:
+            num_beside += self._adapters.num_pages(adapter)
+        if not num_beside:
+            return model.max_len
+        memory = self._memory
+        return min(model.max_len, (memory.num_pages - num_beside) * memory.block_size)
+
+    @staticmethod
+    def text_stream(request: Request, model: TextModel) -> TokenStream | None:
         """A stream that turns the tokens of ``request`` into text; ``None`` without a tokenizer."""
-        if self.model.tokenizer is None:
+        if model.tokenizer is None:
             return None
         from scalesim.model.text.token_stream import TokenStream
 
-        return TokenStream(self.model.tokenizer, request.params.stop)
+        return TokenStream(model.tokenizer, request.params.stop)
 
-    def _constraint_maker(
-        self, params: SamplingParams, prompt_len: int
-    ) -> Callable[[], TokenConstraint] | None:
+    @staticmethod
+    def _constraint_maker(call: Call) -> Callable[[], TokenConstraint] | None:
+        params, model = call.request.params, call.model
         if params.mask is not None:
-            return partial(MaskHook, params.mask, prompt_len, self.model.vocab_size)
+            return partial(MaskHook, params.mask, len(call.tokens), model.vocab_size)
         if not params.is_structured:
             return None
-        if self.model.structures is None:
+        if model.structures is None:
             raise RequestError("structured output needs a tokenizer and this model has none")
         with reading("json_schema"):  # the other structures are text
-            return self.model.structures.compile(params)
+            return model.structures.compile(params)
 
-    def _stops(self, request: Request) -> TextObserver | None:
+    def _stops(self, request: Request, model: TextModel) -> TextObserver | None:
         if not request.params.stop:
             return None
-        stream = self.text_stream(request)
+        stream = self.text_stream(request, model)
         if stream is None:
             raise RequestError("stop strings need a tokenizer and this model has none; stop on ids")
         return TextObserver(stream)

@@ -7,6 +7,7 @@ so no prefix may be taken from the cache. The last token of a prompt is always c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -69,7 +70,7 @@ class EmbeddingPlan:
     def batch(self) -> EmbeddingBatch:
         return EmbeddingBatch(np.array(self.spans, np.int32))
 
-    def deliver(self, sums: Floats, is_current: Bools) -> None:
+    def deliver(self, sums: Sequence[Floats] | Floats, is_current: Bools) -> None:
         """Give each log its sum, except logs of sequences that have left their slot."""
         for (index, log, positions), total in zip(self.owners, sums, strict=True):
             if is_current[index]:

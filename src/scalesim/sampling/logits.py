@@ -240,5 +240,14 @@ class LogitsProcessors:
             np.cumsum(bias_start, dtype=np.int32),
             np.concatenate([*ids, np.zeros(0, np.int32)]),
             np.concatenate([*biases, np.zeros(0, np.float32)]),
-            mask_rows, np.stack(masks) if masks else np.zeros((0, 1), np.int32), begins,
+            mask_rows, _stacked(masks), begins,
         )  # fmt: skip
+
+
+def _stacked(masks: list[Int32s]) -> Int32s:
+    """``masks`` as rows; those of models with fewer tokens end in zeros."""
+    width = max(map(len, masks), default=1)
+    rows = np.zeros((len(masks), width), np.int32)
+    for row, mask in zip(rows, masks, strict=True):
+        row[: len(mask)] = mask
+    return rows

@@ -104,6 +104,7 @@ class BatchBuilder:
             table_pages=pages,
             page_copies=_take_copies(prefills),
             adapters=slots.attachments.batch("adapter", slot_ids),
+            weights=slots.attachments.batch("weights", slot_ids),
             logits=logits,
             logprobs=None if logprobs is None else logprobs.batch(),
             embeddings=None if embeddings is None else embeddings.batch(),

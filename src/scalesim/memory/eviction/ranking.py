@@ -20,7 +20,7 @@ from scalesim.memory.eviction.lazy_heap import LazyHeap
 from scalesim.memory.eviction.policies import Policy
 from scalesim.memory.timing import Timing
 from scalesim.memory.tree.next_use import NextUse
-from scalesim.memory.tree.owner import MANY_OWNERS
+from scalesim.memory.tree.owner import MANY_OWNERS, AgentState
 from scalesim.memory.tree.prefix_tree import PrefixTree
 from scalesim.memory.tree.segment import Segment
 
@@ -46,6 +46,7 @@ class EvictionRanking:
         self._clean: LazyHeap[Segment] = LazyHeap()  # on host and disk
         self._to_spill: LazyHeap[Segment] = LazyHeap()
         self._on_disk: LazyHeap[Segment] = LazyHeap()
+        self._crowds: dict[Segment, LazyHeap[AgentState]] = {}  # owners with a next use
         self._clean_pages: dict[Segment, int] = {}
         self.num_clean = 0
         self._host_is_short = self._spills = False
@@ -97,6 +98,9 @@ class EvictionRanking:
         sole = segment.owners.sole
         if sole is not None:  # nearly always
             return sole.next_use, 0 if sole.next_use is None else sole.next_seq
+        if segment.runs:
+            soonest = self.soonest_owner(segment)
+            return (None, 0) if soonest is None else (soonest.next_use, soonest.next_seq)
         if len(segment.owners) <= MANY_OWNERS:
             for owner in segment.owners:
                 time = owner.next_use
@@ -105,6 +109,21 @@ class EvictionRanking:
                 ):
                     next_use, next_seq = time, owner.next_seq
         return next_use, next_seq
+
+    def soonest_owner(self, segment: Segment) -> AgentState | None:
+        """The owner of weights that calls first, as far as that is known."""
+        crowd = self._crowds.get(segment)
+        return None if crowd is None else crowd.peek(self.timing.now)
+
+    def owner_changed(self, segment: Segment, owner: AgentState) -> None:
+        """``owner`` of weights came or left, or has another next use. A model has any number of
+        agents, so that they are kept in order."""
+        crowd = self._crowds.setdefault(segment, LazyHeap(soonest=True))
+        if owner in segment.owners and owner.next_use is not None:
+            crowd.add(owner, NextUse(owner.next_use, owner.next_seq, 0.0, 0))
+        else:
+            crowd.discard(owner)
+        self.refresh(segment)
 
     def unlikely_to_return(self, segment: Segment) -> bool:
         """Whether no owner is likely to call with this prefix again. Such a segment is evicted

@@ -95,12 +95,12 @@ class Admission:
         if partial is not None:
             ranking.pin(partial.segment)
         moves = partial is not None and partial.moves
-        pages = self.residency.take(found.num_new_pages - moves)
+        pages = self.residency.take(found.num_new_pages - moves, runs=found.attachment_runs)
         if pages is None and partial is not None:
             ranking.unpin(partial.segment)
             if not moves:  # the page of the partial block may be the one that is missing
                 found.partial = None
-                pages = self.residency.take(found.num_new_pages)
+                pages = self.residency.take(found.num_new_pages, runs=found.attachment_runs)
         if pages is not None and found.num_to_recall:
             found.lacks_host_room = not self.residency.disk.can_recall(found.num_to_recall)
             if found.lacks_host_room:

@@ -1,7 +1,8 @@
 """Attachments: state that a request needs beside the KV of its prompt. Adapters are the first kind.
 
 A lease pins the segments of its attachments like its path, loads what is missing of both together,
-and lists the pages of attachments in rows of the block table. How the segments of a kind are found,
+and lists the pages of attachments in rows of the block table: of what lies on consecutive pages,
+the first of each run. How the segments of a kind are found,
 and what their pages hold, is known only to the kind: see ``AdapterPages``.
 """
 
@@ -12,6 +13,7 @@ from typing import Protocol
 
 from scalesim.memory.lease import Attachment, AttachmentSpec, Lease
 from scalesim.memory.leases.block_table import BlockTable
+from scalesim.memory.leases.weights import WEIGHTS
 from scalesim.memory.residency import Residency
 from scalesim.memory.tree.segment import Branch, Segment
 
@@ -47,7 +49,7 @@ class Attachments:
         row, count = self._rows.get(segment, (0, 0))
         if not count:
             row = self._table.allocate()
-            self._table.write(row, 0, segment.device)
+            self._table.write(row, 0, segment.run_heads() if segment.runs else segment.device)
         self._rows[segment] = (row, count + 1)
         lease.attach(Attachment(spec, segment, row))
 
@@ -67,7 +69,9 @@ class Attachments:
 
 def branch_of(specs: Sequence[AttachmentSpec], salt: bytes, block_size: int) -> Branch | None:
     """Where the path of a request with these attachments and this salt branches off that of the
-    same tokens without them: with a salt, at the first block. ``None`` with neither."""
+    same tokens without them: with a salt, at the first block. ``None`` with neither. KV of another
+    model than the engine's own has a salt of that model."""
+    specs = [spec for spec in specs if spec.kind != WEIGHTS]
     if not specs:
         return Branch(0, _SALTED + salt) if salt else None
     (spec,) = specs  # the tree keeps KV apart by one mark a block

@@ -60,13 +60,16 @@ class PrefixLookup:
         num_shared = sum(count for _, count in path)
         must_wait = num_to_load > 0 or any(segment.device.transfer for segment, _ in path)
         attached, num_attachment_pages = self._attachments.find(specs), 0
+        runs: list[tuple[int, int]] = []
         for segment in attached:
+            if segment.runs:
+                runs += ((num_attachment_pages + at, n) for at, n in segment.missing_runs())
             num_attachment_pages += segment.num_missing
             must_wait = must_wait or segment.num_missing > 0 or segment.device.transfer is not None
         num_new_pages = num_blocks - num_shared + num_to_load + num_attachment_pages
         return PrefixMatch(
             root, path, cached_end, branch, num_tokens, num_shared, num_to_load, num_to_recall,
-            specs, attached, num_attachment_pages, num_new_pages, must_wait,
+            specs, attached, num_attachment_pages, runs, num_new_pages, must_wait,
         )  # fmt: skip
 
     def _worth_having(self, path: Path, root: Segment, recall: bool) -> tuple[Segment | None, Path]:

@@ -20,7 +20,8 @@ class PrefixMatch:
     ``cached_end`` is the end of the longer cached prefix where the path stops before it, because
     computing the remaining blocks again is sooner than loading them; else ``None``. ``attached``
     are the segments of the attachments ``specs``; ``num_attachment_pages`` of their pages are not
-    on the device. ``num_new_pages`` device pages are needed: for loads, and for what the request
+    on the device, those at ``attachment_runs`` (offset, length) to be consecutive.
+    ``num_new_pages`` device pages are needed: for loads, and for what the request
     computes. ``must_wait``: something must be loaded before the request can start.
     """
 
@@ -35,6 +36,7 @@ class PrefixMatch:
     specs: Sequence[AttachmentSpec]
     attached: list[Segment]
     num_attachment_pages: int
+    attachment_runs: list[tuple[int, int]]
     num_new_pages: int
     must_wait: bool
     partial: FoundPartialBlock | None = None  # behind the path; found once the path is cut

@@ -34,6 +34,11 @@ class PageAccess(Protocol):
         """Write ``rows`` to ``pages``; returns when they are written."""
         ...
 
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy device pages to other device pages, pairwise, behind all steps that were launched;
+        returns when that is done."""
+        ...
+
 
 class ArrayPages:
     """Access to two pools in the system's memory, uint8 ``[num_pages, page_bytes]`` each."""
@@ -51,6 +56,9 @@ class ArrayPages:
 
     def write(self, place: PoolName, pages: Sequence[int], rows: Bytes2D) -> None:
         self._pools[place][np.asarray(pages, np.int64)] = rows
+
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        self.write("device", targets, self.read("device", sources))
 
 
 class TensorPages:
@@ -76,3 +84,7 @@ class TensorPages:
         elif len(pages):
             self._device[list(pages)] = self._device.new_tensor(rows)
             self._device[pages[-1], 0].item()  # written once this is read
+
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        self._device[list(targets)] = self._device[list(sources)]
+        self._device[targets[-1], 0].item()

@@ -15,10 +15,10 @@ class Pool(Protocol):
     """A page allocator of the pages ``first … num_pages - 1``. ``PagePool`` is the engine's.
 
     ``allocate`` returns ``count`` page ids or, if fewer are free, ``None`` and changes nothing.
-    ``free`` takes back allocated pages, and raises ``AssertionError`` for others; its ``fence`` is
-    the last step that may still use the pages, and is kept until they are freed again.
-    ``fence(pages)`` is the highest of these steps, -1 for none. ``check`` raises ``AssertionError``
-    if the allocator's own records disagree.
+    ``claim`` allocates these very pages, which are free. ``free`` takes back allocated pages, and
+    raises ``AssertionError`` for others; its ``fence`` is the last step that may still use the
+    pages, and is kept until they are freed again. ``fence(pages)`` is the highest of these steps,
+    -1 for none. ``check`` raises ``AssertionError`` if the allocator's own records disagree.
     """
 
     num_pages: int
@@ -32,6 +32,8 @@ class Pool(Protocol):
     def num_used(self) -> int: ...
 
     def allocate(self, count: int) -> list[int] | None: ...
+
+    def claim(self, pages: Sequence[int]) -> None: ...
 
     def free(self, pages: Sequence[int], fence: int = -1) -> None: ...
 
@@ -98,6 +100,20 @@ class PagePool:
             wanted -= take
         self.num_free -= count
         return pages
+
+    def claim(self, pages: Sequence[int]) -> None:
+        """Allocate ``pages``, which are free. O(free runs)."""
+        for start, end in runs(pages):
+            first = max((at for at in self._length_at if at <= start), default=-1)
+            length = self._length_at.get(first, 0)
+            assert first >= 0 and end <= first + length, f"pages {start}..{end - 1} are not free"
+            self._remove_run(first, length)
+            if first < start:
+                self._add_run(first, start - first)
+            if end < first + length:
+                self._add_run(end, first + length - end)
+            self._is_free[start:end] = bytes(end - start)
+            self.num_free -= end - start
 
     def free(self, pages: Sequence[int], fence: int = -1) -> None:
         """Free ``pages``. ``fence`` is the last step launched, which may still use them."""

@@ -55,6 +55,6 @@ class AttachmentReads:
         if residency.start_fill(segment, segment.source, make_room=True):
             return
         count = segment.num_missing
-        pages = residency.take(count, ahead_of=agent.known_next_use())
+        pages = residency.take(count, ahead_of=agent.known_next_use(), runs=segment.missing_runs())
         if pages is not None:
             residency.start_read(segment, pages, demand=False)

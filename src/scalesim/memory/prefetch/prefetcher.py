@@ -98,10 +98,11 @@ class Prefetcher:
                 worth = residency.load_or_recompute.num_worth_loading(count, starts_in_s)
             if worth < count:
                 self.blocked_by = "link"
+            runs, worth = _runs_of(wanted, worth)
             if worth == 0:  # computing it again is sooner
                 self.due.discard(agent)
                 continue
-            pages = residency.take(worth, ahead_of=agent.known_next_use())
+            pages = residency.take(worth, ahead_of=agent.known_next_use(), runs=runs)
             if not self.start(agent, wanted, pages):
                 self.blocked_by = "pool"
                 return
@@ -116,8 +117,9 @@ class Prefetcher:
             return False
         still_wanted = self.blocks_on_host_only(agent)
         if still_wanted != wanted:  # taking the pages evicted or merged some of it
+            has_runs = any(segment.runs for segment, _ in wanted)
             wanted = still_wanted
-            if sum(blocks for _, blocks in wanted) < len(pages):
+            if has_runs or sum(blocks for _, blocks in wanted) < len(pages):
                 residency.drops.free(residency.tiers.device, pages)  # with a new fence
                 return False
         self.due.discard(agent)
@@ -194,6 +196,20 @@ class Prefetcher:
             and residency.start_save(segment, may_lose=False)
         ):
             pass
+
+
+def _runs_of(wanted: list[tuple[Segment, int]], count: int) -> tuple[list[tuple[int, int]], int]:
+    """Which of the first ``count`` blocks of ``wanted`` have to be consecutive (offset, length),
+    and how many blocks can be loaded then: a run is loaded whole."""
+    runs: list[tuple[int, int]] = []
+    first = 0
+    for segment, blocks in wanted:
+        for offset, length in segment.missing_runs() if segment.runs else ():
+            if first + offset + length > count:
+                return runs, min(count, first + offset)
+            runs.append((first + offset, length))
+        first += blocks
+    return runs, count
 
 
 def _is_guess(agent: AgentState, forecast: Forecast) -> bool:

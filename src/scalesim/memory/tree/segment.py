@@ -16,6 +16,7 @@ the classes of this file write their fields.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -51,7 +52,9 @@ class Segment:
     segment. A partial block has no children and is never saved. ``mark`` is set where a
     ``Branch`` begins at this segment. ``source`` gives the content of an attachment, which has no
     tokens: an attachment stays in the tree without pages, and is read again when it is needed.
-    ``loss`` is that of the segment's root.
+    ``loss`` is that of the segment's root. ``runs``: the lengths, in blocks, of the parts of an
+    attachment that each lie on consecutive device pages; empty where pages may lie anywhere. Such a
+    part is on the device whole, or not at all.
     """
 
     __slots__ = (
@@ -74,6 +77,7 @@ class Segment:
         "partials",
         "pins",
         "prefetched",
+        "runs",
         "seq",
         "source",
         "tokens",
@@ -97,6 +101,7 @@ class Segment:
         self.mark = mark
         self.partial_of: AgentId | None = None
         self.source: PageSource | None = None
+        self.runs: tuple[int, ...] = ()
         # The leaves of a million agents have no dictionaries of their own: see ``adopt``.
         self.children: dict[bytes, Segment] = _EMPTY
         self.partials: dict[AgentId, Segment] = _EMPTY
@@ -150,6 +155,30 @@ class Segment:
     def num_missing(self) -> int:
         """Blocks that are neither on the device nor on their way there."""
         return self.num_blocks - len(self.device)
+
+    def missing_runs(self) -> list[tuple[int, int]]:
+        """(offset, length) of each of the ``runs`` among the blocks that are missing on the device,
+        counted from the first that is."""
+        found, end, first = [], 0, len(self.device)
+        for length in self.runs:
+            if end >= first:
+                found.append((end - first, length))
+            end += length
+        return found
+
+    def run_start(self, block: int) -> int:
+        """The first block of the part of ``runs`` that has ``block``; ``block`` itself at the
+        beginning of one, or without runs."""
+        start = 0
+        for length in self.runs:
+            if block < start + length:
+                return start
+            start += length
+        return block
+
+    def run_heads(self) -> list[int]:
+        """The first device page of each of the ``runs``, all of which are there."""
+        return [self.device[start] for start in accumulate((0, *self.runs[:-1]))]
 
     @property
     def num_dirty(self) -> int:
@@ -206,6 +235,12 @@ class Segment:
         if tier == "device" and self.prefetched:
             self.prefetched = max(0, self.prefetched - len(pages))
         return pages
+
+    def move_page(self, tier: TierName, block: int, page: int) -> None:
+        """The content of ``block`` lies on another ``page`` of ``tier`` now."""
+        run: Run = getattr(self, tier)
+        assert not (self.pins or self.is_moving), self
+        run[block] = page
 
     def _tell_parent(self, tier: TierName, change: int) -> None:
         """Update the parent's counts of children with pages: this segment's first page came to
@@ -343,11 +378,15 @@ class Segment:
     def disown(self, agent: Owner) -> None:
         self.owners.pop(agent, None)
 
-    def read_from(self, source: PageSource | None, num_blocks: int) -> None:
-        """Set the source of an attachment of ``num_blocks``; ``None`` where the attachment was
-        removed."""
+    def read_from(
+        self, source: PageSource | None, num_blocks: int, runs: tuple[int, ...] = ()
+    ) -> None:
+        """Set the source of an attachment of ``num_blocks``, with these ``runs``; ``None`` where
+        the attachment was removed."""
         assert self.is_attachment and num_blocks >= self.num_available, self
+        assert sum(runs) in (0, num_blocks), (runs, num_blocks)
         self.source, self.num_blocks = source, num_blocks
+        self.runs = runs or self.runs
         self.set_reused(source is not None)
 
     def __repr__(self) -> str:

@@ -6,6 +6,7 @@ set that is passed in.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -50,6 +51,12 @@ class NativeModel:
     def packed(self, kernels: KernelSet) -> NativeModel:
         """The same model with its matrices in the form that ``kernels`` prefer."""
         return NativeModel(self.config, self.weights.packed(kernels.pack_weight))
+
+    def with_weights(self, weights: Weights) -> NativeModel:
+        """The same model with its weights elsewhere."""
+        other = copy.copy(self)
+        other.weights = weights
+        return other
 
     def reserve(self, num_positions: int) -> None:
         """Make the rotary tables, where the weights lie. A model's full context may need 100 MB, a

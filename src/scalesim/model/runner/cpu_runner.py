@@ -8,6 +8,7 @@ returns.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -40,6 +41,7 @@ class ModelRunner:
     model : its matrices in the form of these kernels (``Decoder.packed``).
     timeline : told of each step that is complete; the link waits on it.
     layouts : of the adapters that batches name; shared with whoever adds them.
+    table : the block table, where it is another runner's, which applies its changes.
     """
 
     steps_in_flight = 1
@@ -53,10 +55,11 @@ class ModelRunner:
         settings: RunnerSettings,
         timeline: Timeline | None = None,
         layouts: LayoutTable | None = None,
+        table: Int32s | None = None,
     ) -> None:
         max_len = settings.max_blocks_per_row * geometry.block_size
         model.reserve(min(model.config.max_position, max_len))
-        self._model = model
+        self._model, self.vocab_size = model, model.config.vocab_size
         self._kernels = kernels
         self._pool = pool_view(pages, geometry, model.dtype)
         self._reproducible = settings.reproducible
@@ -64,15 +67,22 @@ class ModelRunner:
         self._digests = settings.digests
         self._timeline = timeline
         self._layouts = layouts or LayoutTable()
-        self._table = np.zeros((settings.max_num_rows, settings.max_blocks_per_row), np.int32)
+        if table is None:
+            table = np.zeros((settings.max_num_rows, settings.max_blocks_per_row), np.int32)
+        self.table = table
         self._last_token = np.zeros(settings.max_num_seqs, np.int32)
-        self._counts = TokenCounts(settings.max_num_seqs, model.config.vocab_size)
+        self._counts = TokenCounts(settings.max_num_seqs, self.vocab_size)
 
     def launch(self, batch: Batch) -> LaunchedStep:
+        return self.launch_with(batch, self.compute)
+
+    def launch_with(self, batch: Batch, compute: Callable[[Batch], StepOutput]) -> LaunchedStep:
+        """``launch``, where ``compute`` gives what the step's sequences sample once the block table
+        and the copies of the batch are applied."""
         start = time.perf_counter()
         with torch.inference_mode():
             self._apply_tables(batch)
-            output = self._compute(batch)
+            output = compute(batch)
         seconds = time.perf_counter() - start
         if self._timeline is not None:
             self._timeline.reach(batch.step)
@@ -85,19 +95,21 @@ class ModelRunner:
         return output
 
     def _apply_tables(self, batch: Batch) -> None:
-        self._table[batch.table_rows, batch.table_cols] = batch.table_pages
+        self.table[batch.table_rows, batch.table_cols] = batch.table_pages
         if len(batch.page_copies):
             src, dst = batch.page_copies.astype(np.int64).T.copy()
             self._kernels.copy_pages(self._pool, torch.from_numpy(src), torch.from_numpy(dst))
 
-    def _compute(self, batch: Batch) -> StepOutput:
+    def compute(self, batch: Batch) -> StepOutput:
+        """What the sequences of ``batch`` sample; its pages and block table are as they should
+        be."""
         num_seqs = batch.num_seqs
         tokens = np.full(num_seqs, NO_TOKEN, np.int32)
         digests = np.zeros(num_seqs, np.uint64) if self._digests else None
         if num_seqs == 0:
             return StepOutput(batch.step, tokens, np.zeros(0, np.bool_), digests, 0.0)
         arranged = arrange(batch)
-        token_ids, paged = paged_batch(batch, arranged, self._table, self._last_token, self._padded)
+        token_ids, paged = paged_batch(batch, arranged, self.table, self._last_token, self._padded)
         model, kernels, pool = self._model, self._kernels, self._pool
         lora = None
         if batch.adapters is not None:

@@ -19,7 +19,7 @@ def kv_dtype(geometry: PageGeometry, dtype: torch.dtype) -> torch.dtype:
 
 def pool_view(pages: Bytes2D, geometry: PageGeometry, dtype: torch.dtype) -> Tensor:
     """The raw pages as the pool of the kernels of a model of ``dtype``: ``[num_pages, layer, 2,
-    kv_head, block_size, head_dim]`` of ``kv_dtype``.
+    kv_head, block_size, head_dim]`` of ``kv_dtype``. Pages that are larger keep their ends unused.
 
     Shares memory. Raises ``ConfigError`` when the pages do not fit the geometry or the dtype.
     """
@@ -28,6 +28,7 @@ def pool_view(pages: Bytes2D, geometry: PageGeometry, dtype: torch.dtype) -> Ten
         raise ConfigError(
             f"{dtype} has {dtype.itemsize} bytes; the geometry {geometry.dtype_bytes}"
         )
-    if pages.shape[1] != geometry.page_bytes:
+    if pages.shape[1] < geometry.page_bytes or pages.shape[1] % dtype.itemsize:
         raise ConfigError(f"pages of {pages.shape[1]} bytes; the geometry's {geometry.page_bytes}")
-    return torch.from_numpy(pages).view(dtype).view(len(pages), *geometry.shape)
+    used = torch.from_numpy(pages)[:, : geometry.page_bytes]
+    return used.view(dtype).view(len(pages), *geometry.shape)

@@ -1,0 +1,93 @@
+"""How a further model joins an engine: it is read, checked against the engine's pages, packed into
+pages, and made known to the runner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import xxhash
+
+from scalesim.config import EngineConfig
+from scalesim.errors import ModelError
+from scalesim.memory.geometry import PageGeometry
+from scalesim.memory.leases.weights import WeightsContent
+from scalesim.model.checkpoint.config import ModelConfig
+from scalesim.model.checkpoint.loader import LoadedModel, load_model
+from scalesim.model.checkpoint.weights import Weights
+from scalesim.model.layers.native import NativeModel
+from scalesim.model.paged_weights import WeightLayout, WeightsSource, digest_of
+from scalesim.requests.model_registry import AddedModel
+from scalesim.requests.prompt import TextModel
+
+if TYPE_CHECKING:
+    pass
+
+MIN_ROW_BLOCKS = 128
+"""Entries of a row of the block table, at least: it lists the parts of a model's weights."""
+AddRunner = Callable[[int, WeightLayout, PageGeometry], None]
+"""``(number, weights, pages)``: computes batches of a further model from now on."""
+MakeText = Callable[[LoadedModel, int, int], TextModel]
+"""``(model, model_len, pool_len)``: the model's vocabulary and limits, as requests need them."""
+
+
+@dataclass(frozen=True)
+class JoinModels:
+    """A ``JoinModel`` of an engine of ``config``, whose pages have ``page_bytes`` and hold
+    ``block_size`` tokens of any model. ``max_len`` is the most tokens of a sequence."""
+
+    config: EngineConfig
+    page_bytes: int
+    block_size: int
+    kv_bytes: int
+    num_pages: int
+    max_len: int
+    make_text: MakeText
+    add_runner: AddRunner
+
+    def __call__(self, path: str | Path, number: int, dummy_weights: bool) -> AddedModel:
+        load = partial(self._load, path, number, dummy_weights)
+        loaded = load()
+        shape, name = loaded.config, str(path)
+        if not isinstance(shape, ModelConfig):
+            raise ModelError(f"model {name}: only ScaleSim's own layers run beside another model")
+        geometry = PageGeometry(
+            shape.num_layers, shape.num_kv_heads, shape.head_dim, self.block_size, self.kv_bytes
+        )
+        if geometry.page_bytes > self.page_bytes:
+            raise ModelError(
+                f"model {name}: KV of {self.block_size} tokens has {geometry.page_bytes} bytes, "
+                f"and the engine's pages have {self.page_bytes}; make the engine of this model and "
+                "add the other one, or give a smaller block_size"
+            )
+        layout = WeightLayout(shape, loaded.model.dtype, self.page_bytes)
+        num_pages = sum(layout.runs)
+        if num_pages >= self.num_pages or len(layout.runs) > MIN_ROW_BLOCKS:
+            raise ModelError(
+                f"model {name}: its weights take {num_pages} pages in {len(layout.runs)} parts; "
+                f"the device pool has {self.num_pages}, and a model {MIN_ROW_BLOCKS} parts at "
+                "most: raise device_memory, or take a smaller model"
+            )
+        pages = layout.pack(_weights_of(loaded))
+        digest = digest_of(pages)
+        source = WeightsSource(layout, lambda: _weights_of(load()), digest, name)
+        facts = repr((shape, layout.dtype, geometry, self.config.reproducible)).encode()
+        mark = b"model:" + xxhash.xxh3_128_digest(facts + digest)
+        model_len = min(self.max_len, shape.max_position)
+        text = self.make_text(loaded, model_len, (self.num_pages - num_pages) * self.block_size)
+        self.add_runner(number, layout, geometry)
+        return AddedModel(text, number, mark, WeightsContent(digest, layout.runs, source, pages))
+
+    def _load(self, path: str | Path, number: int, dummy_weights: bool) -> LoadedModel:
+        return load_model(
+            path, dtype=self.config.dtype, dummy_weights=dummy_weights, seed=number,
+            model_impl="native",
+        )  # fmt: skip
+
+
+def _weights_of(loaded: LoadedModel) -> Weights:
+    assert isinstance(loaded.model, NativeModel)
+    return loaded.model.weights

@@ -1,0 +1,81 @@
+"""Compaction: runs of consecutive device pages, made by moving idle pages out of the way.
+
+KV can lie on any pages, since the kernels read it through the block table; a matrix must lie in one
+piece. Where no run of free pages is long enough, the window with the fewest pages in use is
+chosen, and these are copied to free pages elsewhere. Only pages whose segment no lease pins and no
+copy uses are moved, so nobody reads them meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from scalesim.memory.counters import Counters
+from scalesim.memory.pools.page_pool import Pool
+from scalesim.memory.tree.prefix_tree import PrefixTree
+from scalesim.memory.tree.segment import Segment
+
+MovePages: TypeAlias = Callable[[Sequence[int], Sequence[int]], None]
+"""Copies device pages ``(from, to)``, pairwise. What was launched before is over, or in order
+before the copies; on return, whatever reads the new pages finds them written."""
+_FIXED = 1 << 40  # more than any number of pages
+
+
+class Compaction:
+    """Finds and makes runs in the device ``pool``. Without ``move``, runs are only found."""
+
+    def __init__(
+        self, tree: PrefixTree, pool: Pool, counters: Counters, move: MovePages | None
+    ) -> None:
+        self._tree, self._pool, self._counters, self._move = tree, pool, counters, move
+
+    def take_run(self, length: int) -> list[int] | None:
+        """Allocate ``length`` consecutive pages; as many are free in all. Returns ``None``, with
+        nothing changed, where every window has a page that cannot be moved now."""
+        places = self._movable() if self._move is not None else {}
+        start = self._cheapest_window(length, places)
+        if start is None:
+            return None
+        window = list(range(start, start + length))
+        in_use = [page for page in window if page in places]
+        moved = set(in_use)
+        self._pool.claim([page for page in window if page not in moved])
+        if in_use:
+            self._empty(in_use, places)
+        return window
+
+    def _empty(self, in_use: list[int], places: dict[int, tuple[Segment, int]]) -> None:
+        """Move the content of the pages ``in_use`` elsewhere. The window's free pages are allocated
+        already, so the targets lie outside of it."""
+        targets = self._pool.allocate(len(in_use))
+        assert targets is not None and self._move is not None, (in_use, self._pool.num_free)
+        self._move(in_use, targets)
+        for source, target in zip(in_use, targets, strict=True):
+            segment, block = places[source]
+            segment.move_page("device", block, target)
+        self._counters.compacted_pages += len(in_use)
+
+    def _movable(self) -> dict[int, tuple[Segment, int]]:
+        """The segment and block of each device page that may be moved. O(pages)."""
+        return {
+            page: (segment, block)
+            for segment in self._tree
+            if not (segment.pins or segment.is_moving or segment.runs)
+            for block, page in enumerate(segment.device)
+        }
+
+    def _cheapest_window(self, length: int, places: dict[int, tuple[Segment, int]]) -> int | None:
+        """The first page of the window of ``length`` with the fewest pages in use, none of which is
+        fixed; the lowest of several. O(pages)."""
+        costs = np.full(self._pool.num_pages, _FIXED, np.int64)
+        costs[list(self._pool.free_pages())] = 0
+        costs[list(places)] = 1
+        sums = np.concatenate(([0], np.cumsum(costs)))
+        if length > len(costs):
+            return None
+        windows = sums[length:] - sums[:-length]
+        start = int(windows.argmin())
+        return start if windows[start] < _FIXED else None

@@ -1,0 +1,187 @@
+"""Weights in pages: how a model's tensors lie in runs of consecutive pages, and the model over
+them.
+
+The embedding, with the head and the last norm, is the first part; each layer is a further one. The
+tensors of a part follow one another, each at a multiple of ``ALIGN`` bytes, on pages that are
+consecutive, so that a matrix is a view of the pool: products read the weights where they lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from scalesim_kernels import KernelSet
+from torch import Tensor
+
+from scalesim.core import Bytes2D
+from scalesim.errors import WeightsError
+from scalesim.model.checkpoint.config import ModelConfig
+from scalesim.model.checkpoint.weights import Weights, assemble, expected_shapes
+from scalesim.model.layers.decoder import ForwardContext
+from scalesim.model.layers.native import NativeModel
+
+ALIGN = 64  # bytes
+
+
+@dataclass(frozen=True)
+class WeightLayout:
+    """Where each tensor of a model of ``config`` in ``dtype`` lies on pages of ``page_bytes``."""
+
+    config: ModelConfig
+    dtype: torch.dtype
+    page_bytes: int
+
+    @cached_property
+    def _template(self) -> Weights:
+        """The model's weights without content."""
+        shapes = expected_shapes(self.config)
+        return assemble(
+            self.config, lambda name: torch.empty(shapes[name], dtype=self.dtype, device="meta")
+        )
+
+    @cached_property
+    def _places(self) -> list[list[int]]:
+        """Of each part, the first byte of each tensor, and the end."""
+        found = []
+        for part in _parts(self._template):
+            ends = [0]
+            for tensor in part:
+                ends.append(-(-(ends[-1] + tensor.nbytes) // ALIGN) * ALIGN)
+            found.append(ends)
+        return found
+
+    @cached_property
+    def runs(self) -> tuple[int, ...]:
+        """The pages of each part."""
+        return tuple(-(-ends[-1] // self.page_bytes) for ends in self._places)
+
+    def pack(self, weights: Weights) -> Bytes2D:
+        """``weights`` as pages, uint8 ``[num_pages, page_bytes]``."""
+        pages = np.zeros((sum(self.runs), self.page_bytes), np.uint8)
+        first = 0
+        for part, ends, count in zip(_parts(weights), self._places, self.runs, strict=True):
+            flat = pages[first : first + count].reshape(-1)
+            for tensor, start in zip(part, ends[:-1], strict=True):
+                content = tensor.contiguous().view(-1).view(torch.uint8)
+                flat[start : start + tensor.nbytes] = content.numpy()
+            first += count
+        return pages
+
+    def view(self, pool: Tensor, heads: Sequence[int]) -> Weights:
+        """The weights in ``pool``, uint8 ``[num_pages, page_bytes]``, whose parts begin at the
+        pages ``heads``. Shares memory."""
+        flat, found = pool.view(-1), []
+        for part, ends, head in zip(_parts(self._template), self._places, heads, strict=True):
+            for tensor, start in zip(part, ends[:-1], strict=True):
+                begin = head * self.page_bytes + start
+                found.append(
+                    flat[begin : begin + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+                )
+        return _rebuilt(self._template, iter(found))
+
+
+class PagedModel:
+    """A ``Decoder`` whose weights lie in ``pool``, uint8 ``[num_pages, page_bytes]``, wherever
+    ``move_to`` says. Its steps are not captured as graphs, since its weights move."""
+
+    takes_graphs, row_multiple = False, NativeModel.row_multiple
+
+    def __init__(self, layout: WeightLayout, pool: Tensor) -> None:
+        self.config, self.dtype, self.place = layout.config, layout.dtype, str(pool.device)
+        self.num_parts = len(layout.runs)
+        self._layout, self._pool, self._num_positions = layout, pool, 0
+        self._heads: tuple[int, ...] = ()
+        self._model: NativeModel | None = None
+
+    def packed(self, kernels: KernelSet) -> PagedModel:
+        """Itself: another form would be a copy beside the pages."""
+        return self
+
+    def reserve(self, num_positions: int) -> None:
+        self._num_positions = num_positions
+
+    def move_to(self, heads: Sequence[int]) -> None:
+        """The parts of the weights begin at the pages ``heads``, from the next step on."""
+        if self._heads == (now := tuple(heads)):
+            return
+        weights = self._layout.view(self._pool, now)
+        if self._model is None:
+            self._model = NativeModel(self.config, weights)
+            self._model.reserve(self._num_positions)
+        else:
+            self._model = self._model.with_weights(weights)
+        self._heads = now
+
+    def forward(self, token_ids: Tensor, context: ForwardContext) -> Tensor:
+        assert self._model is not None, "move_to comes first"
+        return self._model.forward(token_ids, context)
+
+    def logits(self, hidden: Tensor, kernels: KernelSet, out: Tensor | None = None) -> Tensor:
+        assert self._model is not None, "move_to comes first"
+        return self._model.logits(hidden, kernels, out)
+
+
+@dataclass(frozen=True)
+class WeightsSource:
+    """A page source: ``load`` gives a model's weights again, which must be what they were."""
+
+    layout: WeightLayout
+    load: Callable[[], Weights]
+    digest: bytes
+    name: str
+
+    def read(self) -> Bytes2D:
+        pages = self.layout.pack(self.load())
+        if digest_of(pages) != self.digest:
+            raise WeightsError(f"model {self.name}: its files changed since it was added")
+        return pages
+
+
+def digest_of(pages: Bytes2D) -> bytes:
+    """The digest of packed weights: 16 bytes."""
+    return xxhash.xxh3_128_digest(pages.data)
+
+
+def _parts(weights: Weights) -> Iterator[list[Tensor]]:
+    """The tensors of each part. A head that is the embedding is not a tensor of its own."""
+    ends = replace(weights, layers=())
+    yield list(_tensors(ends if ends.lm_head is not ends.embed else (ends.embed, ends.final_norm)))
+    for layer in weights.layers:
+        yield list(_tensors(layer))
+
+
+def _tensors(part: Any) -> Iterator[Tensor]:
+    if isinstance(part, Tensor):
+        yield part
+    elif isinstance(part, tuple):
+        for each in part:
+            yield from _tensors(each)
+    elif is_dataclass(part):
+        for field in fields(part):
+            yield from _tensors(getattr(part, field.name))
+
+
+def _rebuilt(template: Weights, tensors: Iterator[Tensor]) -> Weights:
+    """``template`` with other ``tensors``, in the order of ``_parts``."""
+    is_tied = template.lm_head is template.embed
+    embed, final_norm = next(tensors), next(tensors)
+    lm_head = embed if is_tied else next(tensors)
+    layers = tuple(_refilled(layer, tensors) for layer in template.layers)
+    return Weights(embed, layers, final_norm, lm_head)
+
+
+def _refilled(part: Any, tensors: Iterator[Tensor]) -> Any:
+    if isinstance(part, Tensor):
+        return next(tensors)
+    if isinstance(part, tuple):
+        return tuple(_refilled(each, tensors) for each in part)
+    if is_dataclass(part) and not isinstance(part, type):
+        names = [field.name for field in fields(part)]
+        return replace(part, **{name: _refilled(getattr(part, name), tensors) for name in names})
+    return part
