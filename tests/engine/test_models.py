@@ -11,13 +11,15 @@ from tempfile import mkdtemp
 from typing import Any
 
 import pytest
+import torch
 
 from scalesim.engine.engine import Engine
-from scalesim.errors import ModelError
+from scalesim.errors import AdapterError, ModelError, RequestError
 from scalesim.memory.audit.integrity import check_integrity
 from scalesim.model.checkpoint.config import ModelConfig
 from scalesim.model.layers.rope import RopeConfig
-from tests.engine.world import PAGE_BYTES, SHAPE, tiny_engine
+from tests.engine.world import SHAPE, tiny_engine
+from tests.model.adapter_folders import write_adapter
 from tests.model_folders import write_dummy_model
 
 SHAPES: dict[str, ModelConfig] = {
@@ -32,13 +34,23 @@ SHAPES: dict[str, ModelConfig] = {
         query_scalar=16, vocab_size=200,
     ),
 }  # fmt: skip
-NAMES = (None, *SHAPES)
+CAST = {f"a{number}": (None, *SHAPES)[number % 4] for number in range(32)}
+"""The model of each agent; every other agent has an adapter, and keeps a value."""
+GREEDY: dict[str, Any] = {"max_tokens": 5, "temperature": 0.0}
+POLICIES = ("deadline", "lru-swap", "lru-recompute")
+Texts = dict[str, list[tuple[int, ...]]]
 
 
 @cache
 def folder(name: str) -> Path:
     path = Path(mkdtemp(prefix="scalesim-test-"))
-    return write_dummy_model(path, SHAPES[name], seed=len(name))
+    return write_dummy_model(path / "model", SHAPES[name], seed=len(name))
+
+
+@cache
+def adapter(name: str | None) -> Path:
+    path = Path(mkdtemp(prefix="scalesim-test-"))
+    return write_adapter(path / "adapter", SHAPE if name is None else SHAPES[name], rank=2, seed=5)
 
 
 def engine_with(*names: str, **settings: Any) -> Engine:
@@ -48,72 +60,187 @@ def engine_with(*names: str, **settings: Any) -> Engine:
     return engine
 
 
-Texts = dict[str, list[tuple[int, ...]]]
+class Play:
+    """Agents who speak in turns; each prompt is all that its agent said. What an agent says
+    depends on no other agent."""
 
+    def __init__(self, cast: Mapping[str, str | None], is_own: bool = False) -> None:
+        self.cast, self.is_own = cast, is_own
+        self.rng = random.Random(3)
+        self.logs = {
+            id: [random.Random(id).randrange(150) for _ in range(20 + 2 * (int(id[1:]) % 9))]
+            for id in cast
+        }
 
-def play(engine: Engine, models: Mapping[str, str | None], ticks: int = 4) -> Texts:
-    """Agents who speak in turns, each on its model; each prompt is all that the agent said."""
-    rng = random.Random(3)
-    logs = {id: [rng.randrange(150) for _ in range(20 + 3 * rng.randrange(20))] for id in models}
-    said: Texts = {id: [] for id in models}
-    for _ in range(ticks):
-        order = list(models)
-        rng.shuffle(order)
+    def tick(self, engine: Engine, said: Texts) -> None:
+        order = list(self.cast)
+        self.rng.shuffle(order)
         for first in range(0, len(order), 5):
             speakers = order[first : first + 5]
             requests = [
-                engine.agent(id, model=models[id]).request(list(logs[id]), max_tokens=6)
-                for id in speakers
+                self.agent(engine, id).request(list(self.logs[id]), max_tokens=5) for id in speakers
             ]
             for id, reply in zip(speakers, engine.run(requests), strict=True):
-                said[id].append(reply.token_ids)
-                logs[id] += [*reply.token_ids, 1]
+                said.setdefault(id, []).append(reply.token_ids)
+                self.logs[id] += [*reply.token_ids, 1]
         for at, id in enumerate(order):
             engine.agent(id).expect(1 + at % 3)
         engine.tick()
+
+    def agent(self, engine: Engine, id: str) -> Any:
+        name = self.cast[id]
+        agent = engine.agent(id, model=None if self.is_own else name)
+        if int(id[1:]) % 8 < 4 and agent.adapter is None:
+            agent.adapter = adapter(name)
+        return agent
+
+
+def play(engine: Engine, cast: Mapping[str, str | None] = CAST, ticks: int = 3) -> Texts:
+    found, said = Play(cast), Texts()
+    for _ in range(ticks):
+        found.tick(engine, said)
     return said
-
-
-def alone(models: Mapping[str, str | None]) -> Texts:
-    """The same agents in an engine with room for everything, on which nothing moves."""
-    with engine_with(*SHAPES, device_pages=4000, policy="resident") as engine:
-        return play(engine, models)
-
-
-CAST = {f"a{number}": NAMES[number % len(NAMES)] for number in range(30)}
-
-
-@pytest.mark.parametrize("policy", ["deadline", "lru-swap", "lru-recompute"])
-def test_texts_are_those_of_each_model(policy: str) -> None:
-    with engine_with(*SHAPES, device_pages=140, host_pages=400, policy=policy) as engine:
-        assert play(engine, CAST) == expected()
-        check_integrity(engine.parts.memory)
-        counts = engine.stats.memory
-    assert counts.evicted_pages > 0
 
 
 @cache
 def expected() -> Texts:
-    return alone(CAST)
+    """The texts of an engine with room for everything, on which nothing moves."""
+    with engine_with(*SHAPES, device_pages=4000, policy="resident") as engine:
+        return play(engine)
 
 
-def test_alone_is_as_in_an_engine_of_its_own() -> None:
-    for name, shape in SHAPES.items():
-        with Engine(folder(name), block_size=16, device_memory="64MB", host_memory=0) as engine:
-            mine = {id: None for id in CAST if CAST[id] == name}
-            del shape
-            assert mine and PAGE_BYTES
-            got = play_as(engine, CAST, name)
-            assert got == {id: expected()[id] for id in mine}
+@pytest.mark.parametrize("policy", POLICIES)
+def test_texts_are_those_of_an_engine_with_room(policy: str) -> None:
+    """Weights, adapters, KV and values in a pool that holds less than half of them."""
+    with engine_with(*SHAPES, device_pages=140, host_pages=400, policy=policy) as engine:
+        values = {}
+        if policy != "lru-recompute":
+            for id in list(CAST)[::3]:
+                values[id] = torch.arange(50) + len(id)
+                engine.agent(id).state["memory"] = values[id]
+        assert play(engine) == expected()
+        check_integrity(engine.parts.memory)
+        for id, value in values.items():
+            assert torch.equal(engine.agent(id).state["memory"], value)
+        counts = engine.parts.memory.counters
+        assert counts.evicted_pages > 300
+    assert engine.stats.failed == 0
 
 
-def play_as(engine: Engine, models: Mapping[str, str | None], name: str) -> Texts:
-    raise NotImplementedError
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_model_says_what_it_says_in_an_engine_of_its_own(name: str) -> None:
+    cast = {id: model for id, model in CAST.items() if model == name}
+    with Engine(folder(name), block_size=16, device_memory="64MB", host_memory=0) as engine:
+        alone, said = Play(cast, is_own=True), Texts()
+        for _ in range(3):
+            alone.tick(engine, said)
+    assert said == {id: expected()[id] for id in cast}
 
 
-def test_a_name_is_taken_once_and_must_be_known() -> None:
-    with engine_with("qwen") as engine:
+def test_texts_with_sampling_scores_and_masks() -> None:
+    """Options of a request keep to its own model, also where vocabularies differ in one step."""
+
+    def replies(engine: Engine) -> list[Any]:
+        requests = []
+        for number, name in enumerate((None, *SHAPES) * 2):
+            agent = engine.agent(f"b{number}", model=name)
+            options: dict[str, Any] = {"temperature": 1.0, "seed": 3, "max_tokens": 6}
+            if number % 2:
+                options |= {"logprobs": 2, "prompt_logprobs": 1, "presence_penalty": 0.5}
+            else:
+                options |= {"logit_bias": {7: 2.0}, "min_p": 0.01, "frequency_penalty": 0.2}
+            requests.append(agent.request([number + 1, 5, 9, 12] * 6, **options))
+        found: list[Any] = []
+        for reply in engine.run(requests):
+            scores = None if reply.logprobs is None else reply.logprobs.logprobs.tolist()
+            found.append((reply.token_ids, scores))
+        return found
+
+    with engine_with(*SHAPES) as engine:
+        together = replies(engine)
+    with engine_with(*SHAPES, max_num_seqs=1) as engine:
+        assert replies(engine) == together
+    assert sum(scores is not None for _, scores in together) == 4
+
+
+def test_embeddings_have_the_width_of_their_model() -> None:
+    with engine_with(*SHAPES) as engine:
+        requests = [
+            replace(engine.agent(f"c{at}", model=name).request([1, 2, 3, at + 1]), pooling="mean")
+            for at, name in enumerate((None, *SHAPES))
+        ]
+        replies = engine.run(requests)
+        widths = [len(reply.embedding) for reply in replies if reply.embedding is not None]
+    assert widths == [64, 64, 48, 64]
+
+
+def test_weights_leave_and_come_back() -> None:
+    """More models than the device holds: each call brings its own back."""
+    with engine_with("llama", "qwen", device_pages=60, host_pages=100) as engine:
+        pages = {found.name: found.num_pages for found in engine.models.list()}
+        assert sum(pages.values()) > 60
+        first = [
+            engine.agent(f"d{at}", model=name).generate([1, 2, 3], **GREEDY).token_ids
+            for at, name in enumerate(("llama", "qwen"))
+        ]
+        for _ in range(3):
+            for at, name in enumerate(("llama", "qwen")):
+                again = engine.agent(f"d{at}", model=name).generate([1, 2, 3], **GREEDY)
+                assert again.token_ids == first[at]
+        check_integrity(engine.parts.memory)
+        assert engine.parts.memory.counters.demand_loads >= 6
+
+
+def test_an_agent_changes_its_model() -> None:
+    with engine_with("llama", "qwen") as engine:
+        said = {
+            name: engine.agent(f"e{name}", model=name).generate([5] * 20, **GREEDY).token_ids
+            for name in (None, "llama", "qwen")
+        }
+        agent = engine.agent("f")
+        for name in ("qwen", None, "llama", "qwen"):
+            agent.model = name
+            assert agent.model == name
+            assert agent.generate([5] * 20, **GREEDY).token_ids == said[name]
+        other = agent.fork("g")
+        assert other.model == "qwen"
+        assert other.generate([5] * 20, **GREEDY).token_ids == said["qwen"]
+        with engine.fork_world() as world:
+            same = world.agent("f")
+            assert same.model == "qwen"
+            assert same.generate([5] * 20, **GREEDY).token_ids == said["qwen"]
+        engine.forget(["f", "g"])
+        check_integrity(engine.parts.memory)
+
+
+def test_what_is_refused() -> None:
+    with engine_with("qwen", device_pages=80) as engine:
         with pytest.raises(ModelError, match="is taken"):
             engine.add_model("qwen", folder("qwen"))
-        with pytest.raises(ModelError, match="is unknown"):
+        with pytest.raises(ModelError, match="'qwan' is unknown"):
             engine.agent("ada", model="qwan")
+        with pytest.raises(ModelError, match="is unknown"):
+            engine.agent("ada").model = "llama"
+        agent = engine.agent("ada", model="qwen")
+        with pytest.raises(RequestError, match="vocabulary, 0 to 149"):
+            agent.generate([150])
+        engine.adapters.add("own", adapter(None))
+        with pytest.raises(AdapterError, match="another model's"):
+            agent.generate([1], adapter="own", max_tokens=1)
+        with pytest.raises(ModelError, match="raise device_memory"):
+            engine.add_model("llama", big())
+        with pytest.raises(ModelError, match="make the engine of this model"):
+            engine.add_model("wide", wide())
+        assert agent.generate([1, 2], max_tokens=1).token_ids
+
+
+@cache
+def big() -> Path:
+    path = Path(mkdtemp(prefix="scalesim-test-"))
+    return write_dummy_model(path / "model", replace(SHAPE, vocab_size=3000))
+
+
+@cache
+def wide() -> Path:
+    path = Path(mkdtemp(prefix="scalesim-test-"))
+    return write_dummy_model(path / "model", replace(SHAPE, num_layers=3))

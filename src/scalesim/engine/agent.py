@@ -301,7 +301,8 @@ class Agents:
     def use_adapter(self, id: AgentId, adapter: str | Path | Adapter | None) -> None:
         """Let agent ``id`` use ``adapter``; ``None``: the base model."""
         self._inbox.check_open()
-        name = None if adapter is None else self._adapters.name_of(adapter)
+        model = self.registry.known(id).model
+        name = None if adapter is None else self._adapters.name_of(adapter, model)
         with self.registry.lock:
             entry = self.registry.known(id)  # it may have been forgotten since
             self._adapters.bind(entry.key, name)

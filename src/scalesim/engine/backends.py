@@ -120,11 +120,13 @@ class CpuBackend:
         own = ModelRunner(model, kernels, device, geometry, plan.settings, timeline, plan.layouts)
         runners = ModelRunners(own)
 
-        def add_runner(number: int, weights: WeightLayout, geometry: PageGeometry) -> None:
+        def add_runner(
+            number: int, weights: WeightLayout, geometry: PageGeometry, layouts: LayoutTable
+        ) -> None:
             paged = PagedModel(weights, torch.from_numpy(device))
             kernels = select(self.name, plan.settings.reproducible)
             runner = ModelRunner(
-                paged, kernels, device, geometry, plan.settings, layouts=LayoutTable(),
+                paged, kernels, device, geometry, plan.settings, layouts=layouts,
                 table=own.table,
             )  # fmt: skip
             runners.add(number, runner, paged)

@@ -183,25 +183,25 @@ def parts_for(
         limits=config.limits,
         read_adapter=read_adapter,
         pack_adapter=pack_adapter,
-        join_model=_join_models(config, geometry, device_pages - 1, max_len, built.add_runner),
+        join_model=_join_models(config, plan, max_len, built.add_runner),
         pages=pages,
         kv_identity=kv_identity(loaded, geometry, backend.name, config.reproducible),
     )
 
 
 def _join_models(
-    config: EngineConfig, geometry: PageGeometry, num_pages: int, max_len: int,
-    add_runner: AddRunner | None,
-) -> JoinModels | None:  # fmt: skip
+    config: EngineConfig, plan: Capacity, max_len: int, add_runner: AddRunner | None
+) -> JoinModels | None:
     if add_runner is None:
         return None
 
     def text(loaded: LoadedModel, model_len: int, pool_len: int) -> TextModel:
         return text_model(loaded, config, None, model_len, pool_len)
 
+    geometry = plan.geometry
     return JoinModels(
-        config, geometry.page_bytes, geometry.block_size, geometry.dtype_bytes, num_pages, max_len,
-        text, add_runner,
+        config, geometry.page_bytes, geometry.block_size, geometry.dtype_bytes,
+        plan.device_pages - 1, max_len, plan.settings.max_blocks_per_row, text, add_runner,
     )  # fmt: skip
 
 

@@ -43,7 +43,7 @@ from scalesim.engine.stats import EngineStats
 from scalesim.engine.thread import EngineThread
 from scalesim.engine.world import AgentWorld
 from scalesim.errors import ConfigError, SnapshotError
-from scalesim.requests.adapter_registry import AdapterRegistry
+from scalesim.requests.adapter_registry import AdapterHome, AdapterRegistry
 from scalesim.requests.agent_registry import AgentRegistry
 from scalesim.requests.limiter import RequestLimiter
 from scalesim.requests.model_registry import ModelRegistry
@@ -91,20 +91,10 @@ class Engine(AgentWorld):
             self._finalizer = weakref.finalize(self, parts.link.close)
         self.model, limits = parts.model, parts.limits
         self._inbox, registry = Inbox(), AgentRegistry()
-        self.adapters = AdapterRegistry(
-            parts.read_adapter,
-            parts.pack_adapter,
-            parts.memory,
-            self._inbox.post_if_open,
-            self._inbox.check_process,
-        )
-        self.models = ModelRegistry(
-            parts.model,
-            parts.join_model,
-            parts.memory,
-            self._inbox.post_if_open,
-            self._inbox.check_process,
-        )
+        shared = parts.memory, self._inbox.post_if_open, self._inbox.check_process
+        home = AdapterHome(parts.read_adapter, parts.pack_adapter)
+        self.models = ModelRegistry(parts.model, home, parts.join_model, *shared)
+        self.adapters = AdapterRegistry(self.models.home_of, *shared)
         self._limiter = RequestLimiter(limits.max_open_requests, refuse=limits.when_full == "error")
         self._loop = EngineLoop(
             parts,

@@ -12,14 +12,18 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from scalesim.config import EngineConfig
-from scalesim.errors import ModelError
+from scalesim.errors import AdapterError, ModelError
 from scalesim.memory.geometry import PageGeometry
+from scalesim.memory.leases.adapters import AdapterContent
 from scalesim.memory.leases.weights import WeightsContent
+from scalesim.model.adapters.folder import AdapterFolders
+from scalesim.model.adapters.layout import LayoutTable
 from scalesim.model.checkpoint.config import ModelConfig
 from scalesim.model.checkpoint.loader import LoadedModel, load_model
 from scalesim.model.checkpoint.weights import Weights
 from scalesim.model.layers.native import NativeModel
 from scalesim.model.paged_weights import WeightLayout, WeightsSource, digest_of
+from scalesim.requests.adapter_registry import AdapterHome
 from scalesim.requests.model_registry import AddedModel
 from scalesim.requests.prompt import TextModel
 
@@ -28,8 +32,9 @@ if TYPE_CHECKING:
 
 MIN_ROW_BLOCKS = 128
 """Entries of a row of the block table, at least: it lists the parts of a model's weights."""
-AddRunner = Callable[[int, WeightLayout, PageGeometry], None]
-"""``(number, weights, pages)``: computes batches of a further model from now on."""
+AddRunner = Callable[[int, WeightLayout, PageGeometry, LayoutTable], None]
+"""``(number, weights, pages, layouts of adapters)``: computes batches of a further model from now
+on."""
 MakeText = Callable[[LoadedModel, int, int], TextModel]
 """``(model, model_len, pool_len)``: the model's vocabulary and limits, as requests need them."""
 
@@ -37,7 +42,8 @@ MakeText = Callable[[LoadedModel, int, int], TextModel]
 @dataclass(frozen=True)
 class JoinModels:
     """A ``JoinModel`` of an engine of ``config``, whose pages have ``page_bytes`` and hold
-    ``block_size`` tokens of any model. ``max_len`` is the most tokens of a sequence."""
+    ``block_size`` tokens of any model. ``max_len`` is the most tokens of a sequence, and
+    ``row_blocks`` the most pages of an adapter."""
 
     config: EngineConfig
     page_bytes: int
@@ -45,6 +51,7 @@ class JoinModels:
     kv_bytes: int
     num_pages: int
     max_len: int
+    row_blocks: int
     make_text: MakeText
     add_runner: AddRunner
 
@@ -78,8 +85,23 @@ class JoinModels:
         mark = b"model:" + xxhash.xxh3_128_digest(facts + digest)
         model_len = min(self.max_len, shape.max_position)
         text = self.make_text(loaded, model_len, (self.num_pages - num_pages) * self.block_size)
-        self.add_runner(number, layout, geometry)
-        return AddedModel(text, number, mark, WeightsContent(digest, layout.runs, source, pages))
+        adapters = AdapterFolders(shape, layout.dtype, self.page_bytes, LayoutTable())
+        self.add_runner(number, layout, geometry, adapters.layouts)
+        return AddedModel(
+            text,
+            number,
+            WeightsContent(digest, layout.runs, source, pages),
+            AdapterHome(partial(self._read_adapter, adapters), adapters.pack, mark),
+        )
+
+    def _read_adapter(self, folders: AdapterFolders, path: str | Path) -> AdapterContent:
+        found = folders(path)
+        if found.num_pages > self.row_blocks:
+            raise AdapterError(
+                f"adapter {path} takes {found.num_pages} pages; a row of the engine's block table "
+                f"lists {self.row_blocks}: raise max_model_len"
+            )
+        return found
 
     def _load(self, path: str | Path, number: int, dummy_weights: bool) -> LoadedModel:
         return load_model(

@@ -14,9 +14,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import xxhash
 
 from scalesim.checks import flag, instance, number, path_of, shown, text
 from scalesim.core import AgentId, Int32s
@@ -34,25 +35,42 @@ PackAdapter = Callable[[AdapterContent, "Mapping[str, Any]"], AdapterContent]
 """Makes of an adapter and tensors an adapter of the same layout. Raises ``AdapterError``."""
 
 
+class AdapterHome(NamedTuple):
+    """The model that adapters are of: how its adapters are read and packed, and the ``mark`` of its
+    KV, which is empty for the engine's own."""
+
+    read: ReadAdapter | None
+    pack: PackAdapter | None
+    mark: bytes = b""
+
+    def own(self, content: AdapterContent) -> AdapterContent:
+        """``content`` under a digest that no other model's adapter has."""
+        if not self.mark:
+            return content
+        digest = xxhash.xxh3_128_digest(self.mark + content.digest)
+        return replace_fields(content, digest=digest)
+
+
 @dataclass(eq=False, slots=True)
 class _Entry:
     content: AdapterContent
+    home: AdapterHome
     names: set[str] = field(default_factory=set)
 
 
 class AdapterRegistry:
-    """``Engine.adapters``. ``post`` runs a function on the engine's thread; ``check`` raises in a
-    process that is not the engine's."""
+    """``Engine.adapters``. ``home_of`` gives the home of a model's adapters by the model's name.
+    ``post`` runs a function on the engine's thread; ``check`` raises in a process that is not the
+    engine's."""
 
     def __init__(
         self,
-        read: ReadAdapter | None,
-        pack: PackAdapter | None,
+        home_of: Callable[[str | None], AdapterHome],
         memory: MemoryManager,
         post: Callable[[Callable[[], None]], None],
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        self._read, self._pack = read, pack
+        self._home_of = home_of
         self._memory, self._post, self._check = memory, post, check
         self._lock = threading.RLock()  # ``with`` releases a bare lock even if Ctrl-C strikes
         self._changed = threading.Condition(self._lock)  # for callers that wait in ``remove``
@@ -62,43 +80,50 @@ class AdapterRegistry:
         self._bound: dict[AgentId, str] = {}
         self._users: dict[str, set[AgentId]] = {}  # the agents of each name; no empty sets
 
-    def add(self, name: str, path: str | Path, *, replace: bool = False) -> Adapter:
+    def add(
+        self, name: str, path: str | Path, *, replace: bool = False, model: str | None = None
+    ) -> Adapter:
         """Read the adapter in the folder ``path`` and give it ``name``. Calls made after this use
-        the adapter; open calls keep the content that they began with.
+        the adapter; open calls keep the content that they began with. ``model``: whose adapter it
+        is, a name that ``Engine.add_model`` was given, or the engine's own model.
 
         Raises ``AdapterError`` for a folder that cannot be used, and for a name that has other
-        content already unless ``replace``.
+        content already unless ``replace``; ``ModelError`` for an unknown model.
         """
         self._check()
         name = text("adapter name", name, AdapterError, empty=False)
         path_of("path", path, AdapterError)
         flag("replace", replace, AdapterError)
-        if self._read is None:
+        home = self._home_of(model)
+        if home.read is None:
             raise AdapterError("this engine's parts have no reader of adapters (read_adapter)")
-        self._put(name, self._read(path), str(path), replace)
+        self._put(name, home, home.own(home.read(path)), str(path), replace)
         return Adapter(self, name)
 
     def update(self, name: str, tensors: Mapping[str, Any]) -> None:
         """``Adapter.update``."""
         self._check()
         instance("tensors", tensors, Mapping, "give a state dict: names to tensors", AdapterError)
-        if self._pack is None:
-            raise AdapterError("this engine's parts take no tensors of adapters (pack_adapter)")
         packed_for, content = None, None
         while True:
             with self._lock:
-                before = self._entry(name).content  # it may have been removed, or replaced, since
-                form = before.layout, before.invocation_tokens
+                entry = self._entry(name)  # it may have been removed, or replaced, since
+                before, home = entry.content, entry.home
+                form = home.mark, before.layout, before.invocation_tokens
                 if content is not None and form == packed_for:
-                    self._put(name, content, None, replace=True)
+                    self._put(name, home, content, None, replace=True)
                     return
             packed_for = form
+            if home.pack is None:
+                raise AdapterError("this engine's parts take no tensors of adapters (pack_adapter)")
             try:
-                content = self._pack(before, tensors)
+                content = home.own(home.pack(before, tensors))
             except AdapterError as error:
                 raise AdapterError(f"adapter {name!r}: {error}") from error
 
-    def _put(self, name: str, content: AdapterContent, path: str | None, replace: bool) -> None:
+    def _put(
+        self, name: str, home: AdapterHome, content: AdapterContent, path: str | None, replace: bool
+    ) -> None:
         """Let ``name`` stand for ``content``. The commands of one change reach the loop together,
         before any call that uses the new content."""
         with self._lock:
@@ -110,7 +135,7 @@ class AdapterRegistry:
                     f"{previous[1] or 'update()'}; remove it, or give replace=True"
                 )
             unread = replace_fields(content, pages=None)  # only the pools keep the pages
-            entry = self._by_digest.setdefault(content.digest, _Entry(unread))
+            entry = self._by_digest.setdefault(content.digest, _Entry(unread, home))
             self._post(lambda: self._memory.add_adapter(content))
             if is_other:
                 self._let_go(name)
@@ -176,16 +201,16 @@ class AdapterRegistry:
 
     # -- for the engine -----------------------------------------------------------------------
 
-    def name_of(self, adapter: str | Path | Adapter) -> str:
-        """The name of ``adapter``: a name that is known, a folder, which is added under its path,
-        or an adapter of this engine. Raises ``AdapterError``."""
+    def name_of(self, adapter: str | Path | Adapter, model: str | None) -> str:
+        """The name of ``adapter``: a name that is known, a folder, which is added under its path
+        for ``model``, or an adapter of this engine. Raises ``AdapterError``."""
         if isinstance(adapter, Adapter):
             if not adapter.is_of(self):
                 raise AdapterError(f"{adapter!r} is another engine's; add it to this one")
             return adapter.name
         name = str(path_of("adapter", adapter, AdapterError))
         if name not in self:
-            self.add(name, adapter)
+            self.add(name, adapter, model=model)
         return name
 
     def bind(self, agent: AgentId, name: str | None) -> None:
@@ -252,18 +277,22 @@ class AdapterRegistry:
         if call.adapter is None:
             return
         with self._lock:
-            content = self._entry(call.adapter).content
-        if call.mark:
+            entry = self._entry(call.adapter)
+            content = entry.content
+        if call.mark != entry.home.mark:
             raise AdapterError(
-                f"adapter {call.adapter!r} is of the engine's own model, and the call's agent uses "
-                f"another; give adapter='' for none"
+                f"adapter {call.adapter!r} is another model's than the call's; give adapter='' for "
+                "none, or add the adapter with model="
             )
         self._check_room(call, content)
         start: int | None = 0
         if content.invocation_tokens is not None:
             start = last_invocation(call.tokens, content.invocation_tokens)
+        others = tuple(use for use in call.attachments if use.kind != ADAPTER)
         call.attachments = (
-            () if start is None else (adapter_spec(content.digest, content.layout, start),)
+            others
+            if start is None
+            else (*others, adapter_spec(content.digest, content.layout, start))
         )
 
     def _check_room(self, call: Call, content: AdapterContent) -> None:

@@ -17,6 +17,7 @@ from scalesim.core import AgentId
 from scalesim.errors import ModelError
 from scalesim.memory.lease import AttachmentSpec
 from scalesim.memory.leases.weights import WeightsContent, weights_spec
+from scalesim.requests.adapter_registry import AdapterHome
 from scalesim.requests.prompt import TextModel
 
 if TYPE_CHECKING:
@@ -25,13 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class AddedModel:
-    """A model as it joined an engine: the runner knows it by ``number``, and its KV by ``mark``,
-    which says all that KV depends on beside tokens and adapters."""
+    """A model as it joined an engine: the runner knows it by ``number``. The mark of its ``home``
+    says all that its KV depends on beside tokens and adapters."""
 
     text: TextModel
     number: int
-    mark: bytes
     weights: WeightsContent
+    home: AdapterHome
 
     @property
     def spec(self) -> AttachmentSpec:
@@ -61,12 +62,13 @@ class ModelRegistry:
     def __init__(
         self,
         own: TextModel,
+        home: AdapterHome,
         join: JoinModel | None,
         memory: MemoryManager,
         post: Callable[[Callable[[], None]], None],
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        self.own = own
+        self.own, self._home = own, home
         self._join, self._memory, self._post, self._check = join, memory, post, check
         self._lock = threading.RLock()
         self._by_name: dict[str, AddedModel] = {}
@@ -117,6 +119,10 @@ class ModelRegistry:
     def text_of(self, name: str | None) -> TextModel:
         """The text model of this name; ``None``: the engine's own."""
         return self.own if name is None else self.known(name).text
+
+    def home_of(self, name: str | None) -> AdapterHome:
+        """The home of a model's adapters; ``None``: of the engine's own."""
+        return self._home if name is None else self.known(name).home
 
     def num_pages(self, name: str | None) -> int:
         """Device pages that the weights of a model take; 0 for the engine's own."""

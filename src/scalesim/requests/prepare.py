@@ -73,7 +73,7 @@ class Intake:
         call.adapter = adapter
         if name is not None:
             added = self.models.known(name)
-            call.mark, call.attachments = added.mark, (added.spec,)
+            call.mark, call.attachments = added.home.mark, (added.spec,)
         self._adapters.attach(call)
         return call
 
