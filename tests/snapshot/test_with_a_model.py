@@ -11,7 +11,7 @@ import pytest
 from scalesim.engine.build import parts_for, with_settings
 from scalesim.engine.engine import Engine
 from scalesim.engine.parts import EngineParts
-from scalesim.errors import AdapterError, SnapshotWarning
+from scalesim.errors import AdapterError, ModelError, SnapshotWarning
 from scalesim.memory.audit.integrity import check_integrity
 from scalesim.model.checkpoint.loader import load_model
 from scalesim.requests.reply import Reply
@@ -125,3 +125,46 @@ def test_a_forked_world_has_the_adapters(tmp_path: Path) -> None:
                     )
                 )
             assert said(theirs) == mine
+
+
+def test_models_beside_the_engines_own(tmp_path: Path) -> None:
+    """Models and whose they are come back, and the KV that was computed with them."""
+    others = {
+        name: write_dummy_model(tmp_path / name, SHAPE, seed=seed)
+        for name, seed in (("guard", 7), ("judge", 8))
+    }
+    loud = write_adapter(tmp_path / "loud", SHAPE, 4, seed=2)
+
+    def speak(engine: Engine) -> list[object]:
+        texts: list[object] = []
+        for id in ("ada", "bob", "eve"):
+            reply = engine.agent(id).generate([1, 2, 3] * 12, max_tokens=8, temperature=0.0)
+            texts.append(reply.token_ids)
+        return texts
+
+    with Engine(model_parts()) as engine:
+        for name, folder in others.items():
+            engine.add_model(name, folder)
+        engine.adapters.add("loud", loud, model="judge")
+        engine.agent("ada", model="guard")
+        engine.agent("bob", model="judge", adapter="loud")
+        expected = speak(engine)
+        assert len(set(expected)) == 3
+        engine.snapshot(tmp_path / "s")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        engine = Engine.restore(tmp_path / "s", model_parts())
+    with engine:
+        assert engine.agent("ada").model == "guard" and engine.agent("bob").adapter == "loud"
+        assert engine.adapters["loud"].info.model == "judge"
+        assert speak(engine) == expected
+        assert engine.stats.cached_tokens > 90
+        check_integrity(engine.parts.memory)
+    shutil.rmtree(others["guard"])
+    with pytest.warns(SnapshotWarning, match="'guard' is not restored"):
+        engine = Engine.restore(tmp_path / "s", model_parts())
+    with engine:
+        with pytest.raises(ModelError, match="'guard' is unknown"):
+            engine.agent("ada").generate([1], max_tokens=1)
+        engine.add_model("guard", write_dummy_model(others["guard"], SHAPE, seed=7))
+        assert speak(engine) == expected

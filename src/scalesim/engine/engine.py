@@ -33,6 +33,7 @@ from scalesim.engine.restoring import (
     reading_manifest,
     restore_adapters,
     restore_memory,
+    restore_models,
     restore_values,
     state_in,
     warn_of_lost_sources,
@@ -118,7 +119,12 @@ class Engine(AgentWorld):
         )  # fmt: skip
         self.memory = MemoryView(parts, registry, self._loop, self._inbox, self._thread)
         self._snapshots = Snapshots(
-            parts, registry, self.adapters, self._now, partial(ask, self._thread, self._inbox)
+            parts,
+            registry,
+            self.adapters,
+            self.models,
+            self._now,
+            partial(ask, self._thread, self._inbox),
         )
         self._listener = EngineListener(self._inbox, self._advice.poll)
         self._source_names: set[str] = set()
@@ -213,11 +219,15 @@ class Engine(AgentWorld):
     def _go_on_from(self, path: Path, found: Generation, voices: Sequence[Voice]) -> None:
         manifest, registry = found.manifest, self._agents.registry
         with reading_manifest(path, found.number):
+            restore_models(self.models, path, manifest)
             restore_adapters(self.adapters, self.parts, path, manifest)
+            models = dict(manifest.get("agent_models", ()))
             for id, adapter in manifest["agents"]:
                 self.agent(id)
                 entry = registry.known(id)
-                entry.adapter = adapter
+                entry.adapter, entry.model = adapter, models.get(id)
+                if entry.model in self.models:
+                    self.models.bind(entry.key, entry.model)
                 if adapter in self.adapters:
                     self.adapters.bind(entry.key, adapter)
             while not self._inbox.is_empty:  # nobody else has the engine yet

@@ -18,11 +18,12 @@ from scalesim.core import Bytes2D
 from scalesim.distance.distances import Change
 from scalesim.engine.parts import EngineParts
 from scalesim.engine.world import WorldState
-from scalesim.errors import AdapterError, ScaleSimError, SnapshotError, SnapshotWarning
+from scalesim.errors import AdapterError, ModelError, ScaleSimError, SnapshotError, SnapshotWarning
 from scalesim.memory.image import MemoryImage, Placed, put_agents, put_image
 from scalesim.memory.image_columns import from_columns
 from scalesim.memory.state import StateAccess
 from scalesim.requests.adapter_registry import AdapterRegistry
+from scalesim.requests.model_registry import ModelRegistry
 from scalesim.sampling.keys import RequestCounts
 from scalesim.snapshot.folder import Generation, SnapshotFolder
 from scalesim.snapshot.page_file import PageFileReader, PagePlace
@@ -172,19 +173,38 @@ def restore_adapters(
     other content: its agents' calls are refused until it is added. Digests are of adapters as they
     lie in pages: with other pages, they say nothing."""
     has_digests = fits(parts, manifest)
-    for name, folder, digest in manifest["adapters"]:
+    for name, folder, digest, *model in manifest["adapters"]:  # a release before had no models
         try:
             if folder is None:
                 raise AdapterError("its weights were given to update(), and are in no folder")
-            adapters.add(name, folder)
+            adapters.add(name, folder, model=model[0] if model else None)
             found = next(info.digest for info in adapters.list() if info.name == name)
             if has_digests and found != digest:
                 adapters.remove(name)
                 raise AdapterError("its folder has other content now")
-        except AdapterError as error:
+        except (AdapterError, ModelError) as error:
             _warn(
                 f"{path}: adapter {name!r} is not restored; calls that use it are refused until "
                 f"engine.adapters.add() adds it: {error}"
+            )
+
+
+def restore_models(models: ModelRegistry, path: Path, manifest: dict[str, Any]) -> None:
+    """Read the models beside the engine's own again; warn of one that is gone, or has other
+    content: its agents' calls are refused until it is added."""
+    for name, folder, dummy_weights, digest in manifest.get("models", ()):
+        try:
+            models.add(name, folder, dummy_weights)
+        except ScaleSimError as error:
+            _warn(
+                f"{path}: model {name!r} is not restored; calls on it are refused until "
+                f"engine.add_model() adds it: {error}"
+            )
+            continue
+        if models.known(name).weights.digest.hex() != digest:
+            _warn(
+                f"{path}: the files of model {name!r} have other content now; what its agents said "
+                "is computed again with it"
             )
 
 

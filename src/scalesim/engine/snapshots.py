@@ -27,6 +27,7 @@ from scalesim.memory.pools.page_access import PageAccess
 from scalesim.memory.state import StateAccess
 from scalesim.requests.adapter_registry import AdapterRegistry
 from scalesim.requests.agent_registry import AgentRegistry, ForkedId
+from scalesim.requests.model_registry import ModelRegistry
 from scalesim.snapshot.block_index import BlockIndex, Keys, Places, places_from_front
 from scalesim.snapshot.block_keys import TOKEN_BYTES, BlockKeys
 from scalesim.snapshot.folder import SnapshotFolder
@@ -51,14 +52,17 @@ class Snapshot(NamedTuple):
 
 
 class SnapshotMoment(NamedTuple):
-    """An engine at one moment. ``agents``: (id, name of the adapter); ``adapters``: (name, path,
-    digest); ``values``: what agents keep as their state, ``None`` without pages."""
+    """An engine at one moment. ``agents``: (id, name of the adapter); ``agent_models``: (id, name
+    of the model) of those that use another than the engine's own; ``models``: (name, path,
+    dummy_weights, digest); ``adapters``: (name, path, digest, name of the model); ``values``: what agents keep as their state, ``None`` without pages."""
 
     world: WorldState
     image: MemoryImage
     live: LiveBlocks
     agents: list[tuple[Any, str | None]]
-    adapters: list[tuple[str, str | None, str]]
+    agent_models: list[tuple[Any, str]]
+    models: list[tuple[str, str, bool, str]]
+    adapters: list[tuple[str, str | None, str, str | None]]
     values: dict[str, Any] | None
 
 
@@ -71,10 +75,12 @@ class Snapshots:
         parts: EngineParts,
         registry: AgentRegistry,
         adapters: AdapterRegistry,
+        models: ModelRegistry,
         state: Callable[[], WorldState],
         ask: AskEngine,
     ) -> None:
         self._parts, self._registry, self._adapters = parts, registry, adapters
+        self._models = models
         self._state, self._ask = state, ask
         self._lock = threading.Lock()
         self._block_bytes = parts.memory.block_size * TOKEN_BYTES
@@ -124,9 +130,17 @@ class Snapshots:
         memory, pages = self._parts.memory, self._parts.pages
         image, live = image_of(memory, _is_own)
         values = None if pages is None else StateAccess(memory, pages).image(_is_own)
-        agents = [(entry.id, entry.adapter) for entry in self._registry.entries()]
-        adapters = [(info.name, info.path, info.digest) for info in self._adapters.list()]
-        return SnapshotMoment(self._state(), image, live, agents, adapters, values)
+        entries = self._registry.entries()
+        return SnapshotMoment(
+            self._state(),
+            image,
+            live,
+            [(entry.id, entry.adapter) for entry in entries],
+            [(entry.id, entry.model) for entry in entries if entry.model is not None],
+            self._models.image(),
+            [(info.name, info.path, info.digest, info.model) for info in self._adapters.list()],
+            values,
+        )
 
     # -- pages --------------------------------------------------------------------------------
 
@@ -187,6 +201,8 @@ class Snapshots:
             "identity": identity,
             "page_bytes": self._parts.memory.page_bytes,
             "agents": moment.agents,
+            "agent_models": moment.agent_models,
+            "models": moment.models,
             "adapters": moment.adapters,
             "values": moment.values,
             "requests": moment.world.counts.columns(),

@@ -17,6 +17,7 @@ class AdapterInfo:
     digest: str  # of its content, in hex; names with one digest share pages
     activated: bool  # in force only from its invocation tokens on
     open_calls: int  # that use this content, under any name
+    model: str | None = None  # whose adapter it is; ``None``: the engine's own model's
 
 
 class AdapterNames(Protocol):

@@ -36,12 +36,13 @@ PackAdapter = Callable[[AdapterContent, "Mapping[str, Any]"], AdapterContent]
 
 
 class AdapterHome(NamedTuple):
-    """The model that adapters are of: how its adapters are read and packed, and the ``mark`` of its
-    KV, which is empty for the engine's own."""
+    """The model that adapters are of: how its adapters are read and packed, its name and the
+    ``mark`` of its KV, which the engine's own does not have."""
 
     read: ReadAdapter | None
     pack: PackAdapter | None
     mark: bytes = b""
+    model: str | None = None
 
     def own(self, content: AdapterContent) -> AdapterContent:
         """``content`` under a digest that no other model's adapter has."""
@@ -185,6 +186,7 @@ class AdapterRegistry:
                 content.digest.hex(),
                 content.invocation_tokens is not None,
                 len(self._open.get(content.digest, ())),
+                self._entry(name).home.model,
             )
 
     def __getitem__(self, name: str) -> Adapter:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,7 +72,7 @@ class ModelRegistry:
         self._join, self._memory, self._post, self._check = join, memory, post, check
         self._lock = threading.RLock()
         self._by_name: dict[str, AddedModel] = {}
-        self._paths: dict[str, str] = {}
+        self._added: dict[str, tuple[str, bool]] = {}  # path, dummy_weights
         self._bound: dict[AgentId, str] = {}
         self._num_joined = 0
 
@@ -87,24 +87,37 @@ class ModelRegistry:
         with self._lock:
             if name in self._by_name:
                 raise ModelError(
-                    f"model name {name!r} is taken, by {self._paths[name]}; choose another"
+                    f"model name {name!r} is taken, by {self._added[name][0]}; choose another"
                 )
             self._num_joined += 1
             found = self._join(path, self._num_joined, dummy_weights)
+            found = replace(found, home=found.home._replace(model=name))
             self._post(lambda: self._memory.add_weights(found.weights))
-            self._by_name[name], self._paths[name] = found, str(path)
+            self._by_name[name], self._added[name] = found, (str(path), dummy_weights)
 
     def list(self) -> list[ModelInfo]:
         """The models beside the engine's own, sorted by name."""
         with self._lock:
             return [
                 ModelInfo(
-                    name, self._paths[name], found.weights.num_pages, found.weights.digest.hex()
+                    name, self._added[name][0], found.weights.num_pages, found.weights.digest.hex()
                 )
                 for name, found in sorted(self._by_name.items())
             ]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
     # -- for the engine -----------------------------------------------------------------------
+
+    def image(self) -> list[tuple[str, str, bool, str]]:
+        """(name, path, dummy_weights, digest) of each model, in the order in which they were
+        added."""
+        with self._lock:
+            return [
+                (name, *self._added[name], found.weights.digest.hex())
+                for name, found in self._by_name.items()
+            ]
 
     def known(self, name: str) -> AddedModel:
         """The model of this name. Raises ``ModelError``."""

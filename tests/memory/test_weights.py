@@ -1,0 +1,263 @@
+"""Weights in the pools: parts on consecutive pages, made by moving idle pages, whose content stays
+what it was."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import xxhash
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scalesim.core import Bytes2D
+from scalesim.errors import ModelError
+from scalesim.memory.audit.integrity import check_integrity
+from scalesim.memory.eviction.policies import policy_named
+from scalesim.memory.lease import Lease
+from scalesim.memory.leases.weights import WeightsContent, weights_spec
+from scalesim.memory.links.link import InMemorySource
+from scalesim.memory.manager import MemoryManager
+from scalesim.memory.pools.page_access import ArrayPages
+from scalesim.memory.pools.page_pool import PagePool, runs
+from scalesim.memory.prefetch.config import PlannerConfig
+from scalesim.memory.tree.segment import Segment, lineage
+from tests.memory.copying_link import CopyingLink
+
+SIZE, PAGE = 4, 16
+RUNS = ((3,), (2, 2), (4, 1, 1))
+AGENTS = 6
+POLICIES = ("deadline", "lru-swap", "lru-recompute")
+
+
+def content_of(model: int) -> WeightsContent:
+    digest = bytes([model]) * 16
+    rows = np.random.default_rng(model).integers(0, 256, (sum(RUNS[model]), PAGE), np.uint8)
+    return WeightsContent(digest, RUNS[model], InMemorySource(rows), rows if model % 2 else None)
+
+
+def mark_of(model: int) -> bytes:
+    return b"model:" + bytes([model]) * 16
+
+
+def kv(model: int, tokens: bytes) -> Bytes2D:
+    """The page of the last block of ``tokens``: a digest of all that it depends on."""
+    return np.frombuffer(xxhash.xxh3_128_digest(mark_of(model) + tokens), np.uint8)
+
+
+@dataclass(eq=False)
+class Open:
+    agent: int
+    model: int
+    tokens: bytes
+    lease: Lease
+
+
+class Walk:
+    """Random calls, hints and ticks of agents, each of which has one of the models."""
+
+    def __init__(self, seed: int, policy: str, pages: int = 16, host: int = 12) -> None:
+        self.rng = random.Random(seed)
+        self.device = np.zeros((pages + 1, PAGE), np.uint8)
+        self.host = np.zeros((max(1, host), PAGE), np.uint8)
+        self.link = CopyingLink(self.device, self.host, PAGE * 20.0)
+        self.memory = MemoryManager(
+            block_size=SIZE, page_bytes=PAGE, device_pages=pages + 1, host_pages=host, num_rows=12,
+            policy=policy_named(policy), link=self.link, planner_config=PlannerConfig(),
+            move_pages=ArrayPages(self.device, self.host).move,
+        )  # fmt: skip
+        self.contents = [content_of(model) for model in range(len(RUNS))]
+        for content in self.contents:
+            self.memory.add_weights(content)
+        for agent in range(AGENTS):
+            self.memory.bind_weights(agent, self.contents[agent % len(RUNS)].digest)
+        self.table = np.zeros((12, pages + 1), np.int32)
+        self.open: list[Open] = []
+        self.step, self.now, self.num_done = 0, 0.0, 0
+
+    def run(self, count: int) -> None:
+        for _ in range(count):
+            self.rng.choice(
+                (self.call, self.call, self.finish, self.finish, self.hint, self.move)
+            )()
+            self.check()
+        while self.open:
+            self.finish(wait=True)
+            self.check()
+
+    def call(self) -> None:
+        agent = self.rng.randrange(AGENTS)
+        if len(self.open) == 3 or any(opened.agent == agent for opened in self.open):
+            return
+        model = agent % len(RUNS)
+        length = 1 + self.rng.randrange(5 * SIZE)
+        prefix = [agent if self.rng.random() < 0.7 else 99] * length
+        tokens = np.array(prefix, np.int32).tobytes()
+        lease = self.memory.acquire(
+            agent, tokens, -(-length // SIZE), salt=mark_of(model),
+            attachments=(weights_spec(self.contents[model].digest, 1 + model),),
+        )  # fmt: skip
+        if lease is not None:
+            self.open.append(Open(agent, model, tokens, lease))
+
+    def finish(self, wait: bool = False) -> None:
+        """Compute and release a call whose state is there."""
+        self.poll()
+        while wait and not any(opened.lease.is_ready for opened in self.open):
+            self.link.wait(10.0)
+            self.poll()
+        ready = [opened for opened in self.open if opened.lease.is_ready]
+        if not ready:
+            return
+        done = self.rng.choice(ready)
+        self.open.remove(done)
+        assert done.lease.failed is None
+        self.compute(done)
+        self.step += 1
+        self.memory.launched(self.step, 1)
+        done.lease.take_copies()
+        self.memory.release(done.lease, done.tokens, len(done.tokens) // 4)
+        self.num_done += 1
+
+    def compute(self, done: Open) -> None:
+        """The weights are read where the block table says; KV is written to the lease's pages."""
+        (attachment,) = done.lease.attachments
+        rows, columns, pages = self.memory.take_table_changes()
+        self.table[rows, columns] = pages
+        heads = self.table[attachment.row, : len(RUNS[done.model])].tolist()
+        parts = [
+            self.device[head : head + length]
+            for head, length in zip(heads, RUNS[done.model], strict=True)
+        ]
+        source = self.contents[done.model].source.read()
+        assert (np.concatenate(parts) == source).all(), f"model {done.model} lies elsewhere"
+        for index, page in enumerate(done.lease.private, start=done.lease.num_shared):
+            self.device[page] = kv(done.model, done.tokens[: (index + 1) * SIZE * 4])
+
+    def poll(self) -> None:
+        self.memory.poll()
+
+    def hint(self) -> None:
+        agent = self.rng.randrange(AGENTS)
+        self.memory.hint([(agent, self.now + self.rng.randrange(4))])
+
+    def move(self) -> None:
+        if self.rng.random() < 0.3:
+            self.now += 1.0
+            self.memory.tick(self.now, 0.5)
+        self.memory.plan(self.now)
+        self.link.wait(0.1)
+        self.poll()
+
+    # -- what must hold -----------------------------------------------------------------------
+
+    def check(self) -> None:
+        check_integrity(self.memory, [opened.lease for opened in self.open])
+        for segment in self.memory.tree:
+            if segment.runs:
+                self.check_runs(segment)
+            elif not segment.is_partial:
+                self.check_kv(segment)
+
+    def check_runs(self, segment: Segment) -> None:
+        model = segment.mark[0]
+        valid = list(segment.device)[: segment.device.valid]
+        assert (self.device[valid] == self.contents[model].source.read()[: len(valid)]).all()
+        first = 0
+        for length in segment.runs:
+            part = list(segment.device)[first : first + length]
+            assert len(part) in (0, length) and len(runs(part)) <= 1, (segment, part)
+            first += length
+
+    def check_kv(self, segment: Segment) -> None:
+        path = lineage(segment)[::-1]
+        model = path[0].mark[-1]
+        above = b"".join(node.tokens for node in path[:-1])
+        for run, pool in ((segment.device, self.device), (segment.host, self.host)):
+            for block in range(run.valid):
+                tokens = above + segment.tokens[: (block + 1) * SIZE * 4]
+                assert (pool[run[block]] == kv(model, tokens)).all(), (segment, block)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("seed", range(6))
+def test_walks(policy: str, seed: int) -> None:
+    walk = Walk(seed, policy)
+    walk.run(400)
+    assert walk.num_done > 30
+    counters = walk.memory.counters
+    assert counters.evicted_pages > 50
+    walk.memory.clear()
+    while walk.memory.is_moving:
+        walk.link.wait(10.0)
+        walk.poll()
+    walk.memory.clear()
+    assert walk.memory.num_free_pages == walk.memory.num_pages
+
+
+def test_walks_move_pages() -> None:
+    """The walks above do what they are there for."""
+    moved = 0
+    for seed in range(6):
+        walk = Walk(seed, "deadline")
+        walk.run(400)
+        moved += walk.memory.counters.compacted_pages
+    assert moved > 20
+
+
+@given(st.integers(0, 2**32), st.sampled_from(POLICIES), st.integers(9, 20), st.integers(0, 20))
+@settings(max_examples=40)
+def test_more_walks(seed: int, policy: str, pages: int, host: int) -> None:
+    Walk(seed, policy, pages, host).run(120)
+
+
+@given(st.integers(0, 2**32), st.integers(2, 64))
+@settings(max_examples=60)
+def test_a_claim_takes_these_pages_and_no_others(seed: int, num_pages: int) -> None:
+    rng, pool = random.Random(seed), PagePool(num_pages)
+    taken: set[int] = set()
+    for _ in range(40):
+        free = pool.free_pages()
+        if rng.random() < 0.5 and free:
+            wanted = rng.sample(sorted(free), rng.randint(1, len(free)))
+            pool.claim(sorted(wanted))
+            taken |= set(wanted)
+        elif taken:
+            given_back = rng.sample(sorted(taken), rng.randint(1, len(taken)))
+            pool.free(given_back)
+            taken -= set(given_back)
+        pool.check()
+        assert pool.free_pages() == set(range(num_pages)) - taken
+    if taken:
+        with pytest.raises(AssertionError, match="not free"):
+            pool.claim([min(taken)])
+
+
+def test_weights_go_by_the_soonest_of_any_number_of_agents() -> None:
+    """However many agents share a model, its weights leave last where one of them is next."""
+    walk = Walk(0, "deadline", pages=9, host=24)
+    memory = walk.memory
+    crowd = [f"many {number}" for number in range(40)]
+    for agent in crowd:
+        memory.bind_weights(agent, walk.contents[0].digest)
+    memory.hint([(agent, 50.0 + at) for at, agent in enumerate(crowd)])
+    memory.hint([(1, 9.0)])
+    first, second = (memory.weights.segment(walk.contents[model].digest) for model in (0, 1))
+    for soonest, expected in ((crowd[30], (3.0, 9.0)), (crowd[31], (2.0, 9.0))):
+        memory.hint([(soonest, expected[0])])
+        uses = [memory.ranking.next_use(segment).time for segment in (first, second)]
+        assert uses == [expected[0], expected[1]]
+    memory.hint([(crowd[31], None), (crowd[30], None)])
+    assert memory.ranking.next_use(first).time == 50.0
+    memory.forget(crowd[0])
+    assert memory.ranking.next_use(first).time == 51.0
+    memory.bind_weights(crowd[1], walk.contents[1].digest)
+    assert memory.ranking.next_use(first).time == 52.0
+
+
+def test_unknown_weights_are_refused() -> None:
+    walk = Walk(0, "deadline")
+    with pytest.raises(ModelError, match="was added"):
+        walk.memory.acquire(0, b"\0" * 16, 1, attachments=(weights_spec(b"x" * 16, 9),))
