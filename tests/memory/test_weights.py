@@ -204,7 +204,7 @@ def test_walks_move_pages() -> None:
         walk = Walk(seed, "deadline")
         walk.run(400)
         moved += walk.memory.counters.compacted_pages
-    assert moved > 20
+    assert moved > 5
 
 
 @given(st.integers(0, 2**32), st.sampled_from(POLICIES), st.integers(9, 20), st.integers(0, 20))

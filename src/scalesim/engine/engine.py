@@ -118,13 +118,9 @@ class Engine(AgentWorld):
             self._thread,
         )  # fmt: skip
         self.memory = MemoryView(parts, registry, self._loop, self._inbox, self._thread)
+        on_thread = partial(ask, self._thread, self._inbox)
         self._snapshots = Snapshots(
-            parts,
-            registry,
-            self.adapters,
-            self.models,
-            self._now,
-            partial(ask, self._thread, self._inbox),
+            parts, registry, self.adapters, self.models, self._now, on_thread
         )
         self._listener = EngineListener(self._inbox, self._advice.poll)
         self._source_names: set[str] = set()

@@ -54,7 +54,8 @@ class Snapshot(NamedTuple):
 class SnapshotMoment(NamedTuple):
     """An engine at one moment. ``agents``: (id, name of the adapter); ``agent_models``: (id, name
     of the model) of those that use another than the engine's own; ``models``: (name, path,
-    dummy_weights, digest); ``adapters``: (name, path, digest, name of the model); ``values``: what agents keep as their state, ``None`` without pages."""
+    dummy_weights, digest); ``adapters``: (name, path, digest, name of the model); ``values``: what
+    agents keep as their state, ``None`` without pages."""
 
     world: WorldState
     image: MemoryImage

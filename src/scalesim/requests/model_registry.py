@@ -95,16 +95,6 @@ class ModelRegistry:
             self._post(lambda: self._memory.add_weights(found.weights))
             self._by_name[name], self._added[name] = found, (str(path), dummy_weights)
 
-    def list(self) -> list[ModelInfo]:
-        """The models beside the engine's own, sorted by name."""
-        with self._lock:
-            return [
-                ModelInfo(
-                    name, self._added[name][0], found.weights.num_pages, found.weights.digest.hex()
-                )
-                for name, found in sorted(self._by_name.items())
-            ]
-
     def __contains__(self, name: object) -> bool:
         return name in self._by_name
 
@@ -175,3 +165,13 @@ class ModelRegistry:
                 self._memory.add_weights(found.weights)
             for agent, name in self._bound.items():
                 self._memory.bind_weights(agent, self._by_name[name].weights.digest)
+
+    def list(self) -> list[ModelInfo]:
+        """The models beside the engine's own, sorted by name."""
+        with self._lock:
+            return [
+                ModelInfo(
+                    name, self._added[name][0], found.weights.num_pages, found.weights.digest.hex()
+                )
+                for name, found in sorted(self._by_name.items())
+            ]
