@@ -53,6 +53,7 @@ DOOR = (
     "scalesim.memory.image_columns",
     "scalesim.memory.lease",
     "scalesim.memory.leases.adapters",
+    "scalesim.memory.leases.weights",
     "scalesim.memory.leases.blobs",
     "scalesim.memory.links",
     "scalesim.memory.manager",

@@ -10,7 +10,6 @@ import os
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-import torch
 from scalesim_kernels import KernelSet, select
 
 from scalesim.batch import Runner
@@ -123,7 +122,7 @@ class CpuBackend:
         def add_runner(
             number: int, weights: WeightLayout, geometry: PageGeometry, layouts: LayoutTable
         ) -> None:
-            paged = PagedModel(weights, torch.from_numpy(device))
+            paged = PagedModel(weights, device)
             kernels = select(self.name, plan.settings.reproducible)
             runner = ModelRunner(
                 paged, kernels, device, geometry, plan.settings, layouts=layouts,

@@ -87,12 +87,13 @@ class WeightLayout:
 
 
 class PagedModel:
-    """A ``Decoder`` whose weights lie in ``pool``, uint8 ``[num_pages, page_bytes]``, wherever
+    """A ``Decoder`` whose weights lie in ``pages``, uint8 ``[num_pages, page_bytes]``, wherever
     ``move_to`` says. Its steps are not captured as graphs, since its weights move."""
 
     takes_graphs, row_multiple = False, NativeModel.row_multiple
 
-    def __init__(self, layout: WeightLayout, pool: Tensor) -> None:
+    def __init__(self, layout: WeightLayout, pages: Bytes2D) -> None:
+        pool = torch.from_numpy(pages)
         self.config, self.dtype, self.place = layout.config, layout.dtype, str(pool.device)
         self.num_parts = len(layout.runs)
         self._layout, self._pool, self._num_positions = layout, pool, 0
