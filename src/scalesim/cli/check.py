@@ -76,8 +76,8 @@ def walks(options: CheckOptions) -> Iterator[MemoryWalk]:
     for seed in range(options.seed, options.seed + options.walks):
         pages, host, block_size = SHAPES[seed % len(SHAPES)]
         policy = ("deadline", "lru-swap")[seed // len(SHAPES) % 2]
-        adapters = 3 * (seed % 4 == 3)
-        shape = WorldShape(pages, host, block_size, policy, seed, adapters)
+        adapters, blobs = 3 * (seed % 4 == 3), 2 * (seed % 4 == 1)
+        shape = WorldShape(pages, host, block_size, policy, seed, adapters, blobs=blobs)
         yield MemoryWalk(shape, seed, options.steps)
 
 

@@ -48,6 +48,12 @@ OF_ADAPTERS: list[Act] = [
     (3, "unload_adapter", some(9)),
     (2, "break_source", some(9)),
 ]
+OF_BLOBS: list[Act] = [
+    (12, "set_blob", some(AGENTS, 9, 9, 999)),
+    (2, "delete_blob", some(AGENTS, 9)),
+    (3, "read_blobs", some(AGENTS)),
+    (2, "fork", some(AGENTS, AGENTS)),
+]
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,8 @@ class MemoryWalk:
     steps: int
 
     def operations(self) -> list[Operation]:
-        acts = ACTS + (OF_ADAPTERS if self.shape.adapters else [])
+        shape = self.shape
+        acts = ACTS + OF_ADAPTERS * (shape.adapters > 0) + OF_BLOBS * (shape.blobs > 0)
         return [*drawn(acts, self.seed, self.steps), ("quiesce", ())]
 
     def world(self, factories: Factories = OURS) -> MemoryWorld:
