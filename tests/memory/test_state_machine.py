@@ -86,6 +86,14 @@ class MemoryMachine(RuleBasedStateMachine):
     def read_blobs(self, agent: int) -> None:
         self.world.read_blobs(agent)
 
+    @rule(agent=agents, pick=st.integers(0, 99))
+    def use_blobs(self, agent: int, pick: int) -> None:
+        self.world.use_blobs(agent, pick)
+
+    @rule(which=st.integers(0, 2))
+    def break_blobs(self, which: int) -> None:
+        self.world.break_blobs(which)
+
     @rule(count=st.integers(1, 20), mask=st.integers(1, 63))
     def launch(self, count: int, mask: int) -> None:
         self.world.launch(count, mask)

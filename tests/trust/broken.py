@@ -420,12 +420,12 @@ class WritesSharedState(MemoryManager):
         vars(self.blobs)["may_write"] = self.may_write
 
     def may_write(self, blob: Blob) -> bool:
-        return not blob.segment.pins and not blob.segment.is_moving
+        return blob.source is None and not blob.segment.is_moving
 
 
 class WritesStateUnderACopy(WritesSharedState):
     def may_write(self, blob: Blob) -> bool:
-        return len(blob.segment.owners) == 1
+        return blob.source is None and len(blob.segment.owners) == 1
 
 
 class DropsWhatIsKept(MemoryManager):
@@ -436,6 +436,16 @@ class DropsWhatIsKept(MemoryManager):
             if segment.loss == "fatal" and segment.is_ready and not segment.is_moving:
                 self.host.free(self.tiers.host.cut(segment, 0))
         return super().poll()
+
+
+class RemovesWhatOthersHave(MemoryManager):
+    """The content of a value, with the first agent that goes."""
+
+    def forget(self, agent: AgentId) -> None:
+        for blob in self.blobs.of(agent).values():
+            for owner in list(blob.segment.owners) if blob.source is not None else []:
+                self.owners.detach(owner, blob.segment)
+        super().forget(agent)
 
 
 class WakesNobody(MemoryManager):

@@ -40,7 +40,7 @@ WITH_STATE = [
     for pages, host, block_size, adapters, disk in [
         (16, 1.0, 4, 3, 0.0), (9, 2.0, 2, 0, 0.0), (12, 0.75, 2, 0, 3.0), (24, 1.0, 1, 3, 2.0)
     ]
-    for policy in ("deadline", "lru-swap")
+    for policy in ("deadline", "deadline", "lru-swap")
 ]  # fmt: skip
 
 Attempt = Callable[[Build], "Failure | str | None"]
@@ -194,6 +194,8 @@ BUGS = [
     Bug("state written while a copy reads it", "–", STATE,
         Build(memory=broken.WritesStateUnderACopy)),
     Bug("the only copy of state dropped", "–", STATE, Build(memory=broken.DropsWhatIsKept)),
+    Bug("shared content removed with its first owner", "–", STATE,
+        Build(memory=broken.RemovesWhatOthersHave)),
     Bug("a batch slot is not set anew", "CVE-2026-114049", ENGINE, Build(runner=broken.KeepsKeys)),
     Bug("a token is lost over a preemption", "vLLM 18411", ENGINE,
         Build(scheduler=broken.LosesATokenByPreemption)),

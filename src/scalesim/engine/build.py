@@ -127,7 +127,7 @@ def parts_for(
         largest = max_adapter_pages(shape, geometry.page_bytes, loaded.model.dtype.itemsize)
         row_blocks = min(device_pages, max(row_blocks, largest))
         folders = AdapterFolders(shape, loaded.model.dtype, geometry.page_bytes, layouts)
-        read_adapter, pack_adapter = folders, folders.pack
+        read_adapter, pack_adapter = folders, folders.updated
     settings = RunnerSettings(
         max_num_seqs=config.scheduler.max_num_seqs,
         max_num_tokens=config.scheduler.max_num_batched_tokens,

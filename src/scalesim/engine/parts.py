@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from scalesim.batch import Runner
 from scalesim.config import CallLimits
+from scalesim.engine.kinds import Kinds
 from scalesim.memory.audit.auditor import Integrity
 from scalesim.memory.links.link import Link
 from scalesim.memory.manager import MemoryManager
@@ -27,7 +28,7 @@ class EngineParts:
     ``limits``: how many requests may be open. ``integrity`` is ``EngineConfig``'s; tests raise.
     ``pages`` reads and writes both pools, for snapshots; ``None``: these are without pages.
     ``kv_identity`` names all that KV depends on beside tokens and adapters; pages of another are
-    not restored."""
+    not restored. ``kinds``: the kinds of state that agents may keep."""
 
     runner: Runner
     memory: MemoryManager
@@ -44,3 +45,4 @@ class EngineParts:
     integrity: Integrity = "raise"
     pages: PageAccess | None = None
     kv_identity: Callable[[], str] = lambda: ""
+    kinds: Kinds = field(default_factory=Kinds)

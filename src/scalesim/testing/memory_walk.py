@@ -52,6 +52,8 @@ OF_BLOBS: list[Act] = [
     (12, "set_blob", some(AGENTS, 9, 9, 999)),
     (2, "delete_blob", some(AGENTS, 9)),
     (3, "read_blobs", some(AGENTS)),
+    (1, "break_blobs", some(3)),
+    (8, "use_blobs", some(AGENTS, 99)),
     (2, "fork", some(AGENTS, AGENTS)),
 ]
 

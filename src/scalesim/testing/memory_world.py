@@ -16,9 +16,9 @@ from scalesim.batch import LaunchedStep
 from scalesim.core import Bytes2D, Int64s
 from scalesim.errors import StateError
 from scalesim.memory.audit.integrity import check_integrity
+from scalesim.memory.kinds import ValueForm
 from scalesim.memory.lease import AttachmentSpec
 from scalesim.memory.leases.adapters import AdapterContent, adapter_spec
-from scalesim.memory.leases.blobs import ValueForm
 from scalesim.memory.state import StateAccess
 from scalesim.memory.tree.prefix_tree import TEXT
 from scalesim.memory.tree.segment import Segment, descendants, lineage
@@ -30,6 +30,7 @@ from scalesim.testing.tags import adapter_layout
 AGENTS = 5
 MAX_LEASES = 6
 FAR = 1e9
+_SOURCED_TAGS = 1 << 20  # of values that have a source
 KINDS = ("own", "own", "own", "own", "extend", "repeat", "share", "template", "fresh")
 """How a request is related to earlier ones; repeated kinds are drawn more often."""
 
@@ -165,13 +166,17 @@ class MemoryWorld:
     # -- state of an agent's own --------------------------------------------------------------
 
     def set_blob(self, agent: int, name: int, num_pages: int, pick: int) -> None:
-        """Give an agent a value: a new one, or the one that it has with one page changed."""
+        """Give an agent a value: a new one, the one that it has with one page changed, or one of a
+        few that have a source, so that several agents have the same."""
         if not self.shape.blobs:
             return
         key = str(name % self.shape.blobs)
+        count = 1 + num_pages % max(1, self.shape.pages // 3)
+        if pick % 4 == 0:
+            self._refer(agent, key, pick // 4 % 3, count)
+            return
         rows = self.blobs.get(agent, {}).get(key)
         if rows is None or pick % 3 == 0:
-            count = 1 + num_pages % max(1, self.shape.pages // 3)
             rows = np.zeros((count, self.bed.device.shape[1]), np.uint8)
         rows = rows.copy()
         rows[pick % len(rows)] = [self.rng.randrange(256) for _ in range(rows.shape[1])]
@@ -186,16 +191,42 @@ class MemoryWorld:
         else:
             self.blobs.setdefault(agent, {})[key] = rows
 
+    def _refer(self, agent: int, key: str, which: int, count: int) -> None:
+        tag = _SOURCED_TAGS + 100 * which + count
+        rows = adapter_bytes(tag, count, self.bed.device.shape[1])
+        form = ValueForm(rows.size, "rows", (), tag, digest_of(tag))
+        self.state.refer(agent, key, form, FlakySource(tag, rows, self.broken), rows)
+        self.blobs.setdefault(agent, {})[key] = rows
+
+    def break_blobs(self, which: int) -> None:
+        """Make the sources of some values unreadable, or readable again."""
+        first = _SOURCED_TAGS + 100 * (which % 3)
+        self.broken ^= set(range(first, first + 100))
+
     def delete_blob(self, agent: int, name: int) -> None:
         key = str(name % max(1, self.shape.blobs))
         if key in self.blobs.get(agent, {}):
             del self.blobs[agent][key]
             self.state.remove(agent, key)
 
+    def use_blobs(self, agent: int, pick: int) -> None:
+        """Load what an agent keeps for its call at the next tick, and change a page of each value,
+        while the copies run or when they have ended."""
+        self.expect_agent(agent, self.manager.timing.now + 1)
+        self.plan()
+        self.land(pick % 4)
+        self.poll()
+        for name in list(self.blobs.get(agent, {})):
+            self.set_blob(agent, int(name), 0, 12 * pick + 1)
+
     def read_blobs(self, agent: int) -> None:
         """Read what an agent keeps, wherever it lies."""
         for name, rows in self.blobs.get(agent, {}).items():
-            assert (self.state.read(agent, name).rows == rows).all(), (agent, name)
+            found = self.state.read(agent, name).rows
+            if found is None:
+                assert self.manager.blobs.find(agent, name).source is not None, (agent, name)
+            else:
+                assert (found == rows).all(), (agent, name)
 
     # -- prompts ------------------------------------------------------------------------------
 
@@ -465,12 +496,17 @@ class MemoryWorld:
         for agent, names in self.blobs.items():
             assert names.keys() == books.of(agent).keys(), (agent, names.keys(), books.of(agent))
             for name, rows in names.items():
-                segment = books.find(agent, name).segment
+                blob = books.find(agent, name)
+                segment = blob.segment
                 kept.add(segment)
-                there = list(segment.device[: segment.device.valid])
-                assert (bed.host[list(segment.host)] == rows).all(), f"{segment} on the host"
-                assert (bed.device[there] == rows[: len(there)]).all(), f"{segment} on the device"
-        found = {segment for segment in self.manager.tree if segment.loss == "fatal"}
+                assert agent in {owner.id for owner in segment.owners}, (agent, name, segment)
+                assert blob.source is not None or segment.host.valid == len(rows), segment
+                for tier, pool in (("device", bed.device), ("host", bed.host)):
+                    run = getattr(segment, tier)
+                    there = list(run[: run.valid])
+                    assert (pool[there] == rows[: len(there)]).all(), f"{segment} on the {tier}"
+        roots = self.manager.tree.root("blobs"), self.manager.tree.root("sourced blobs")
+        found = {segment for root in roots for segment in root.children.values()}
         left = [segment for segment in found - kept if segment.owners or not segment.is_moving]
         assert not left, f"{left} are nobody's"
 

@@ -36,7 +36,9 @@ class LinkError(ScaleSimError):
 
 class PageSource(Protocol):
     """Gives the pages of state that is read, not computed. Called on a link's thread, or on any
-    other."""
+    other. ``read_s``: the seconds that a read takes; ``None``: as reads have taken so far."""
+
+    read_s: float | None = None
 
     def read(self) -> Bytes2D:
         """All pages, uint8 ``[num_pages, page_bytes]``: the same bytes each time. Raises
@@ -45,7 +47,7 @@ class PageSource(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class InMemorySource:
+class InMemorySource(PageSource):
     """A source whose pages are in memory already, uint8 ``[num_pages, page_bytes]``."""
 
     pages: Bytes2D
