@@ -1,4 +1,5 @@
-"""An engine above a disk: the same texts, also where the disk is slow, full, damaged or gone."""
+"""An engine above a disk or an object store: the same texts, also where that is slow, full, damaged
+or gone."""
 
 from __future__ import annotations
 
@@ -7,11 +8,12 @@ import logging
 import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from scalesim.engine.build import parts_for, with_settings
 from scalesim.engine.engine import Engine
@@ -22,7 +24,15 @@ from tests.engine.world import BLOCK, PAGE_BYTES, TOKENIZER, said, tiny_engine, 
 QUARTER, EIGHTH = FULL // 4, FULL // 8
 
 
-def engine_above(folder: Path, **settings: Any) -> Engine:
+@pytest.fixture
+def remote() -> Iterator[str]:
+    """The URL of an object store in memory."""
+    yield "memory://bucket/state"
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+
+
+def engine_above(folder: Path | str, **settings: Any) -> Engine:
     given = {
         "device_pages": QUARTER,
         "host_pages": EIGHTH,
@@ -60,6 +70,44 @@ def test_every_policy_gives_the_texts_of_unlimited_memory(
             census = engine.memory.census()
             assert sum(view.pages.disk for view in census.agents) > 0
     assert not list(tmp_path.glob("disk/slots-*"))
+
+
+@pytest.mark.parametrize("policy", ["deadline", "lru-swap"])
+def test_an_object_store_gives_the_texts_of_unlimited_memory(policy: str, remote: str) -> None:
+    with engine_above(remote, policy=policy) as engine:
+        play(engine)
+        stats = engine.stats
+        assert stats.spilled_bytes and stats.unspilled_bytes
+        assert sum(view.pages.disk for view in engine.memory.census().agents) > 0
+        assert MemoryFileSystem.store
+    assert not MemoryFileSystem.store
+
+
+@pytest.mark.parametrize("what", ["damaged", "gone", "unreadable", "unwritable"])
+def test_an_object_store_that_breaks_is_done_without(
+    what: str, remote: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: object, *arguments: object, **options: object) -> None:
+        raise ConnectionError("refused")
+
+    def hurt(turn: int) -> None:
+        store = MemoryFileSystem()
+        for path in list(store.store):
+            if what == "gone":
+                store.rm_file(path)
+            elif what == "damaged":
+                store.pipe_file(path, b"x" * store.size(path))
+
+    with caplog.at_level(logging.WARNING), engine_above(remote) as engine:
+        if what in ("unreadable", "unwritable"):
+            call = "cat_file" if what == "unreadable" else "pipe_file"
+            monkeypatch.setattr(MemoryFileSystem, call, refuse)
+        play(engine, hurt)
+        assert engine.stats.restarts == 0
+        monkeypatch.undo()
+    told = "going on without" if what.startswith("un") else "damaged state is computed again"
+    assert caplog.text.count(told) == 1
+    assert f"disk {remote}" in caplog.text
 
 
 @pytest.mark.parametrize(("policy", "is_used"), [("deadline", False), ("lru-swap", True)])
@@ -142,6 +190,8 @@ def test_a_disk_that_refuses_is_done_without(
         ({"disk_memory": "900TB"}, ["disk_memory=900TB", "free", "give less"]),
         ({"disk": __file__}, [__file__, "is no folder"]),
         ({"disk": 7}, ["disk"]),
+        ({"disk": "nosuch://a/b"}, ["nosuch://a/b", "Protocol not known", "give another one"]),
+        ({"disk": "memory://a", "disk_memory": "auto"}, ["disk_memory='auto'", "memory://a"]),
         ({"disk_bandwidth": "fast"}, ["disk_bandwidth"]),
     ],
 )

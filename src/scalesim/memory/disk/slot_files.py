@@ -18,11 +18,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import xxhash
 
 from scalesim.core import Bytes2D
 from scalesim.errors import ConfigError
-from scalesim.memory.links.link import LinkError
+from scalesim.memory.disk.slot_store import BadSlotError, checksum
 from scalesim.memory.pools.page_pool import runs
 from scalesim.memory.pools.storage import allocate_pages
 
@@ -33,10 +32,6 @@ PIECE_BYTES = 16 << 20  # the most that one read or write moves; also the size o
 _NAME = "slots-{:05d}"
 
 
-class BadSlotError(LinkError):
-    """The content of a slot is not what was written to it."""
-
-
 class SlotFiles:
     """``num_slots`` slots of ``page_bytes`` under ``folder``, which is made if it is missing. One
     thread may read while another one writes.
@@ -44,6 +39,8 @@ class SlotFiles:
     Page caches are bypassed (``O_DIRECT``) where the file system allows it: host memory is the
     cache. Raises ``ConfigError`` if the folder cannot be used, or another process uses it.
     """
+
+    retry_s = float("inf")  # a disk that failed once is not trusted again
 
     def __init__(self, folder: Path, page_bytes: int, num_slots: int) -> None:
         self.folder, self.page_bytes, self.num_slots = folder, page_bytes, num_slots
@@ -57,6 +54,10 @@ class SlotFiles:
         self._writing = allocate_pages(rows, self.slot_bytes)
         for path in folder.glob("slots-*"):
             path.unlink()
+
+    @property
+    def where(self) -> str:
+        return str(self.folder)
 
     @property
     def is_direct(self) -> bool:
@@ -116,7 +117,7 @@ class SlotFiles:
                 start, first = start + count, first + count
 
     def _sum(self, rows: Bytes2D, index: int) -> np.uint64:
-        return np.uint64(xxhash.xxh3_64_intdigest(rows[index, : self.page_bytes].data))
+        return checksum(rows[index, : self.page_bytes].data)
 
     def _offset(self, slot: int) -> int:
         return slot % self._per_file * self.slot_bytes
