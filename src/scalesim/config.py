@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
-from scalesim.checks import flag, instance, is_url, number, one_of, path_of, refuse, shown, text, whole
+from scalesim.checks import (
+    flag,
+    instance,
+    is_url,
+    number,
+    one_of,
+    path_of,
+    refuse,
+    shown,
+    text,
+    whole,
+)
 from scalesim.errors import ConfigError
 from scalesim.memory.eviction.policies import policy_named
 from scalesim.memory.geometry import BLOCK_SIZES

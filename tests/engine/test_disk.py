@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -210,25 +211,64 @@ def test_two_engines_do_not_share_a_folder(tmp_path: Path) -> None:
         assert engine.memory.tiers["disk"].num_pages > 100
 
 
-@pytest.mark.filterwarnings("ignore::scalesim.errors.SnapshotWarning")  # of what is left out
-def test_a_snapshot_above_a_disk_goes_on_with_the_same_texts(tmp_path: Path) -> None:
-    """What is on the disk alone is no part of a snapshot, and is computed again."""
-    with tiny_engine(policy="resident", digests=True) as engine:
-        TURNS.play(engine)
-        again = said(TURNS.play(engine))
-    with engine_above(tmp_path / "a") as engine:
-        TURNS.play(engine)
-        assert sum(view.pages.disk for view in engine.memory.census().agents) > 0
-        engine.snapshot(tmp_path / "snapshot")
-    settings = {
+def settings_above(disk: Path | str) -> dict[str, Any]:
+    return {
         "device_memory": PAGE_BYTES * (QUARTER + 1),
         "host_memory": PAGE_BYTES * EIGHTH,
-        "disk": tmp_path / "b",
+        "disk": disk,
         "disk_memory": "8MB",
         "digests": True,
         "block_size": BLOCK,
         "integrity": "raise",
     }
-    parts = parts_for(tiny_model(), with_settings(None, settings), tokenizer=TOKENIZER)
+
+
+@cache
+def said_later() -> list[Any]:
+    """What is said after all turns, once more."""
+    with tiny_engine(policy="resident", digests=True) as engine:
+        TURNS.play(engine)
+        return said(TURNS.play(engine))
+
+
+@pytest.mark.parametrize("place", ["disk", "remote"])
+def test_a_snapshot_has_what_is_on_the_disk_alone(place: str, tmp_path: Path, remote: str) -> None:
+    """It comes back to a disk, and nothing is computed twice."""
+    above = tmp_path / "a" if place == "disk" else remote
+    with engine_above(above) as engine:
+        TURNS.play(engine)
+        held = sum(view.pages.total for view in engine.memory.census().agents)
+        assert sum(view.pages.disk for view in engine.memory.census().agents) > 0
+        taken = engine.snapshot(tmp_path / "snapshot")
+        assert engine.snapshot(tmp_path / "snapshot").num_new_pages == 0
+    below = tmp_path / "b" if place == "disk" else f"{remote}/b"
+    parts = parts_for(tiny_model(), with_settings(None, settings_above(below)), tokenizer=TOKENIZER)
     with Engine.restore(tmp_path / "snapshot", parts) as engine:
-        assert said(TURNS.play(engine)) == again
+        restored = engine.restored
+        assert restored is not None and restored.num_missing == 0
+        assert restored.num_pages == taken.num_pages >= held
+        assert sum(view.pages.disk for view in engine.memory.census().agents) > 0
+        assert said(TURNS.play(engine)) == said_later()
+
+
+@pytest.mark.filterwarnings("ignore::scalesim.errors.SnapshotWarning")  # of what is left out
+@pytest.mark.parametrize("call", ["posix_fallocate", "pwrite", "preadv"])
+def test_a_snapshot_goes_on_without_a_disk_that_refuses(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it cannot be read for the snapshot, and where it cannot be written when that is
+    restored: what is missing is computed again."""
+
+    def refuse(*arguments: object) -> int:
+        raise OSError(errno.EIO, "refused")
+
+    with engine_above(tmp_path / "a") as engine:
+        TURNS.play(engine)
+        if call == "preadv":
+            monkeypatch.setattr(os, call, refuse)
+        engine.snapshot(tmp_path / "snapshot")
+    monkeypatch.setattr(os, call, refuse)
+    above = settings_above(tmp_path / "b")
+    parts = parts_for(tiny_model(), with_settings(None, above), tokenizer=TOKENIZER)
+    with Engine.restore(tmp_path / "snapshot", parts) as engine:
+        assert said(TURNS.play(engine)) == said_later()

@@ -1,5 +1,5 @@
-"""The disk of an engine, a folder or an object store: its size, and the link that copies to and
-from it."""
+"""The disk of an engine, a folder or an object store: its size, where its pages lie, and
+the link that copies to and from it."""
 
 from __future__ import annotations
 
@@ -57,22 +57,26 @@ def num_disk_pages(config: EngineConfig, policy: Policy, page_bytes: int, host_p
     return min(asked // size, _MAX_PAGES)
 
 
-def with_disk(
-    link: Link, host: Bytes2D, config: EngineConfig, page_bytes: int, num_pages: int
-) -> Link:
-    """``link``, and around it the link between ``host`` and a disk of ``num_pages``; ``link``
-    itself for 0 pages. Raises ``ConfigError`` for a folder or a store that cannot be used."""
+def store_for(config: EngineConfig, page_bytes: int, num_pages: int) -> SlotStore | None:
+    """Where the ``num_pages`` pages of the disk lie; ``None`` for 0. Raises ``ConfigError`` for a
+    folder or an object store that cannot be used."""
     if not num_pages:
-        return link
+        return None
     assert config.disk is not None
-    paced = config.disk_bandwidth
-    most = None if paced is None else parse_bytes(paced, "disk_bandwidth")
-    store: SlotStore
     if is_url(config.disk):
-        store = SlotObjects(config.disk, page_bytes, num_pages)
-    else:
-        store = SlotFiles(Path(config.disk), page_bytes, num_pages)
-    return DiskLink(link, store, host, most)
+        return SlotObjects(config.disk, page_bytes, num_pages)
+    return SlotFiles(Path(config.disk), page_bytes, num_pages)
+
+
+def with_store(link: Link, store: SlotStore | None, host: Bytes2D, config: EngineConfig) -> Link:
+    """``link``, and around it the link between ``host`` and ``store``; ``link`` itself without a
+    store."""
+    if store is None:
+        return link
+    paced = config.disk_bandwidth
+    return DiskLink(
+        link, store, host, None if paced is None else parse_bytes(paced, "disk_bandwidth")
+    )
 
 
 def _free_bytes(folder: str) -> int:

@@ -67,11 +67,7 @@ class SlotObjects:
         """Read ``slots`` into ``pages`` of ``pool`` ``[num_pages, page_bytes]``, pairwise. Raises
         ``BadSlotError``, also for an object that is gone, and ``OSError`` where the store cannot
         be read."""
-        paths = [self._path(slot) for slot in slots]
-        try:
-            found = self._store.cat_ranges(paths, 0, self.page_bytes, on_error="return")
-        except Exception as error:
-            raise self._failed(error) from error
+        found = self._read(slots)
         for slot, row in zip(slots, found, strict=True):
             if isinstance(row, FileNotFoundError):
                 raise BadSlotError(f"{self.where}: slot {slot} is gone") from row
@@ -81,6 +77,23 @@ class SlotObjects:
                 raise BadSlotError(f"{self.where}: slot {slot} does not have its checksum")
         pool[list(pages)] = np.frombuffer(b"".join(found), np.uint8).reshape(-1, self.page_bytes)
 
+    def checksums(self, slots: Sequence[int]) -> list[int]:
+        """The checksums of what was last written to ``slots``."""
+        found: list[int] = self._sums[list(slots)].tolist()
+        return found
+
+    def copy(self, slots: Sequence[int], checksums: Sequence[int]) -> tuple[Bytes2D, list[bool]]:
+        """What is in ``slots`` now, uint8 ``[n, page_bytes]``, and which of it can be read and has
+        the checksum asked for. On any thread."""
+        rows = np.zeros((len(slots), self.page_bytes), np.uint8)
+        sound = [False] * len(slots)
+        with suppress(OSError):
+            for index, row in enumerate(self._read(slots)):
+                if isinstance(row, bytes) and len(row) == self.page_bytes:
+                    rows[index] = np.frombuffer(row, np.uint8)
+                    sound[index] = checksum(row) == checksums[index]
+        return rows, sound
+
     def close(self) -> None:
         """Remove the objects."""
         with suppress(Exception):
@@ -88,6 +101,15 @@ class SlotObjects:
 
     def _path(self, slot: int) -> str:
         return f"{self._prefix}/slots-{slot:010d}"
+
+    def _read(self, slots: Sequence[int]) -> list[Any]:
+        """The content of each of ``slots``, or the error of its reading. Raises ``OSError``."""
+        paths = [self._path(slot) for slot in slots]
+        try:
+            found: list[Any] = self._store.cat_ranges(paths, 0, self.page_bytes, on_error="return")
+        except Exception as error:
+            raise self._failed(error) from error
+        return found
 
     def _left(self) -> list[str]:
         """The objects under the prefix that have names of slots."""

@@ -1,8 +1,8 @@
 """The slot store protocol: where the pages of the disk tier lie.
 
-``SlotFiles`` keeps them in a folder, ``SlotObjects`` in an object store. A slot holds one page. What
-is in the slots counts for this process alone: a store is empty when it is made, and removes what it
-wrote when it is closed.
+``SlotFiles`` keeps them in a folder, ``SlotObjects`` in an object store. A slot holds one page.
+What is in the slots counts for this process alone: a store is empty when it is made, and removes
+what it wrote when it is closed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
 import xxhash
 
 from scalesim.core import Bytes2D
@@ -22,8 +21,9 @@ class BadSlotError(LinkError):
 
 
 class SlotStore(Protocol):
-    """Slots of one page each. One thread may read while another one writes. ``where`` names the
-    store to users. After an error of the system, a direction rests ``retry_s`` seconds."""
+    """Slots of one page each. ``where`` names the store to users. After an error of the system, a
+    direction rests ``retry_s`` seconds. One thread may read while another one writes, and any
+    others copy."""
 
     @property
     def where(self) -> str: ...
@@ -42,11 +42,20 @@ class SlotStore(Protocol):
         be read."""
         ...
 
+    def checksums(self, slots: Sequence[int]) -> list[int]:
+        """The checksums of what was last written to ``slots``."""
+        ...
+
+    def copy(self, slots: Sequence[int], checksums: Sequence[int]) -> tuple[Bytes2D, list[bool]]:
+        """What is in ``slots`` now, uint8 ``[n, page_bytes]``, and which of it can be read and has
+        the checksum asked for: a slot may have been written again since."""
+        ...
+
     def close(self) -> None:
         """Remove what was written."""
         ...
 
 
-def checksum(page: Bytes2D | bytes) -> np.uint64:
+def checksum(page: memoryview | bytes) -> int:
     """The xxh3-64 of a page."""
-    return np.uint64(xxhash.xxh3_64_intdigest(page))
+    return xxhash.xxh3_64_intdigest(page)
