@@ -21,7 +21,7 @@ from scalesim.config import (
 )
 from scalesim.device.streams import Device
 from scalesim.engine.backends import MAX_RESIDENT_PAGES, Backend, Capacity, CpuBackend, CudaBackend
-from scalesim.engine.disk_tier import num_disk_pages, with_disk
+from scalesim.engine.disk_tier import num_disk_pages, store_for, with_store
 from scalesim.engine.given_kernels import given_kernels
 from scalesim.engine.parts import EngineParts
 from scalesim.errors import ConfigError, RequestError
@@ -147,7 +147,8 @@ def parts_for(
     text = text_model(loaded, config, tokenizer, model_len, pool_len)
     # Last, as it starts threads: whatever a folder or a setting may be refused for comes before.
     runner, sources, pages = backend.build(loaded.model.packed(kernels), kernels, plan)
-    link = with_disk(sources, pages.host, config, geometry.page_bytes, disk_pages)
+    store = store_for(config, geometry.page_bytes, disk_pages)
+    link = with_store(sources, store, pages.host, config)
     if around is not None:
         link = around(link)
     memory = MemoryManager(
@@ -181,6 +182,7 @@ def parts_for(
         read_adapter=read_adapter,
         pack_adapter=pack_adapter,
         pages=pages,
+        store=store,
         kv_identity=kv_identity(loaded, geometry, backend.name, config.reproducible),
     )
 

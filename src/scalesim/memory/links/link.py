@@ -191,6 +191,12 @@ class Timeline:
             return self._changed.wait_for(lambda: self.has_reached(fence), timeout_s)
 
 
+def seconds_at(rate: float, num_bytes: int) -> float:
+    """Seconds that ``num_bytes`` take at ``rate``; infinite at 0, to which the rate of a link may
+    fall at any moment."""
+    return num_bytes / rate if rate else float("inf")
+
+
 def chunked(copies: Copies, page_bytes: int) -> list[Copies]:
     """``copies`` cut into chunks of at most ``MAX_CHUNK_BYTES`` and at least one page."""
     return cut(copies, max(1, MAX_CHUNK_BYTES // page_bytes))
