@@ -204,6 +204,8 @@ def chunked(copies: Copies, page_bytes: int) -> list[Copies]:
 
 def cut(copies: Copies, step: int) -> list[Copies]:
     """``copies`` cut into parts of ``step`` pages; the last part may be shorter."""
+    if copies.num_pages <= step:  # nearly always: a part costs as much as a submit
+        return [copies] if copies.num_pages else []
     return [
         Copies(
             copies.direction,
