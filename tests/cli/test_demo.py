@@ -14,13 +14,14 @@ import sys
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from scalesim.cli import main, play
 from scalesim.cli.demo import first_difference
-from scalesim.cli.options import DemoOptions
+from scalesim.cli.options import BLOCKING_SWAP, DemoOptions
 from scalesim.cli.play import Play, Said
 from scalesim.cli.screen import Screen
 from scalesim.cli.stage import Stage
@@ -89,6 +90,37 @@ def test_the_arms_take_each_round_in_turn(
     monkeypatch.setattr(play.Play, "round", counted)
     assert main(small(village_model, "--policies", *played)) == 0
     assert min(played.values()) == max(played.values()) > 2
+
+
+def test_an_arm_stands_still_while_others_play(
+    village_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing computes or copies for it: what it has begun to load waits for its next round."""
+    left: dict[str, tuple[int, dict[str, int]]] = {}
+    plays: list[Play] = []
+    original, opened = play.Play.round, Play.__init__
+
+    def stands(self: Play) -> tuple[int, dict[str, int]]:
+        return self.engine.stats.steps, self.engine.memory.queued_bytes
+
+    def remembered(self: Play, *given: Any) -> None:
+        opened(self, *given)
+        plays.append(self)
+
+    def checked(self: Play) -> bool:
+        for each in plays:
+            assert left.setdefault(each.policy, stands(each)) == stands(each)
+        goes_on = original(self)
+        left[self.policy] = stands(self)
+        queued.append(sum(left[self.policy][1].values()))
+        return goes_on
+
+    queued: list[int] = []
+    monkeypatch.setattr(play.Play, "__init__", remembered)
+    monkeypatch.setattr(play.Play, "round", checked)
+    line = small(village_model, "--link", "0.01", "--policies", "deadline", BLOCKING_SWAP)
+    assert main(line) == 0
+    assert max(queued) > 0, "no copy was under way between two rounds"
 
 
 def test_it_is_read_at_80_columns_and_in_a_pipe(

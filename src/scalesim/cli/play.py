@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
 from itertools import cycle, islice
@@ -18,6 +19,7 @@ from scalesim.engine.engine import Engine
 from scalesim.engine.memory_view import AgentView
 from scalesim.engine.stats import EngineStats
 from scalesim.memory.counters import Counters
+from scalesim.memory.links.copy_threads import CopyThreads
 from scalesim.requests.reply import Reply
 from scalesim.requests.request import Request
 from scalesim.village.actions import SCHEMA
@@ -111,22 +113,29 @@ class Tally:
 
 
 class Play:
-    """A run of ``village`` on ``engine``. ``opening`` asks everyone for a first action, in groups;
-    then each ``round`` plays a round. ``said`` has all texts, ``score`` the cost. ``voices`` are
-    folders of adapters, which the people take in turn."""
+    """A run of ``village`` on ``engine``, whose copies are made by ``link``. ``opening`` asks
+    everyone for a first action, in groups; then each ``round`` plays a round. ``said`` has all
+    texts, ``score`` the cost, ``states`` where each agent's state lay, by name, when the last round
+    ended. ``voices`` are folders of adapters, which the people take in turn.
+
+    Between its rounds a play takes no time of others, and gets none: the engine computes on the
+    caller's thread alone (``Engine.step``), and its link is paused.
+    """
 
     def __init__(
         self,
         engine: Engine,
+        link: CopyThreads,
         village: Village,
         policy: str,
         page_bytes: int,
         voices: Sequence[Path] = (),
     ) -> None:
-        self.engine, self.village = engine, village
+        self.engine, self.village, self._link = engine, village, link
         self.policy, self.page_bytes = policy, page_bytes
         self.names = [person.villager.name for person in village.people]
         self.said: list[Said] = []
+        self.states: dict[str, AgentView] = {}
         self.tally = Tally()
         adapters = islice(cycle(voices or [None]), len(self.names))
         self._agents = [
@@ -147,12 +156,14 @@ class Play:
         questions = self.village.round()
         texts: list[str] = []
         for start in range(0, len(questions), _OPENING):
-            texts += self._texts(questions[start : start + _OPENING])
+            with self._turn():
+                texts += self._texts(questions[start : start + _OPENING])
             yield
         self.village.hear(questions, texts)
-        while questions := self.village.round():  # nobody has arrived yet
-            self.village.hear(questions, self._texts(questions))
-        self._end_tick()
+        with self._turn():
+            while questions := self.village.round():  # nobody has arrived yet
+                self.village.hear(questions, self._texts(questions))
+            self._end_tick()
         self._before, self.tally = self._counts(), Tally()
         yield
 
@@ -160,14 +171,15 @@ class Play:
         """Play the next round of the village's tick; after the last, end the tick: ``False``."""
         begin, begin_cpu = time.perf_counter(), time.process_time()
         questions = self.village.round()
-        if questions:
-            self.village.hear(questions, self._texts(questions))
-            self._tell()
-            self.tally.call_cpu_s.append((time.process_time() - begin_cpu) / len(questions))
-            self._in_tick |= {question.who for question in questions}
-        else:
-            self.tally.speakers += len(self._in_tick)
-            self._end_tick()
+        with self._turn():
+            if questions:
+                self.village.hear(questions, self._texts(questions))
+                self._tell()
+                self.tally.call_cpu_s.append((time.process_time() - begin_cpu) / len(questions))
+                self._in_tick |= {question.who for question in questions}
+            else:
+                self.tally.speakers += len(self._in_tick)
+                self._end_tick()
         self.tally.tick_s[-1] += time.perf_counter() - begin
         view = self.engine.memory
         device = view.tiers["device"]
@@ -177,9 +189,17 @@ class Play:
             self.tally.tick_s.append(0.0)
         return bool(questions)
 
-    def states(self) -> dict[str, AgentView]:
-        """Where each agent's state lies, by name."""
-        return {str(view.id): view for view in self.engine.memory.census().agents}
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """What is inside may use the engine. Its last step hears what was told, and begins loads
+        as after any step."""
+        self._link.resume()
+        try:
+            yield
+            census = self.engine.memory.census()
+        finally:
+            self._link.pause()
+        self.states = {str(view.id): view for view in census.agents}
 
     @property
     def score(self) -> PlayScore:
@@ -209,7 +229,10 @@ class Play:
             )
             for question in questions
         ]
-        return [reply for reply in self.engine.run(requests) if isinstance(reply, Reply)]
+        calls = [self.engine.submit(request) for request in requests]
+        while not all(call.done for call in calls):
+            self.engine.step()
+        return [call.result() for call in calls]
 
     def _texts(self, questions: Sequence[Question]) -> list[str]:
         replies = self.ask(questions)
