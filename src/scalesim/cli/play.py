@@ -46,27 +46,21 @@ class Said:
 class PlayScore:
     """The score of one policy, without the opening: the engine's counters, and times.
 
-    ``call_cpu_s`` is the processor time a call, over all threads, in the median round: other load
-    on the machine hardly changes it. ``tick_s`` are the seconds that each tick took, ``latency_s``
-    those of each call from its submission to its end. ``peak_bytes``: the most of the device pool
-    that was in use.
+    ``round_s`` are the seconds that each round with questions took, with the end of the tick behind
+    it; ``latency_s`` those of each call from its submission to its end. ``peak_bytes``: the most of
+    the device pool that was in use.
     """
 
     policy: str
-    call_cpu_s: float
     engine: EngineStats
     memory: Counters
     page_bytes: int
-    tick_s: Sequence[float] = ()
+    round_s: Sequence[float] = ()
     latency_s: Sequence[float] = ()
     peak_bytes: int = 0
     speakers: int = 0  # agents that were asked, summed over the ticks
     first_words_at: float = 0.0  # by the performance counter; in the opening
     valid_actions: float = 1.0  # the share of texts that should be an action, and are
-
-    @property
-    def ticks(self) -> int:
-        return len(self.tick_s)
 
     @property
     def hits(self) -> float:
@@ -83,7 +77,7 @@ class PlayScore:
 
     @property
     def calls_per_s(self) -> float:
-        return self.engine.calls / max(sum(self.tick_s), 1e-9)
+        return self.engine.calls / max(sum(self.round_s), 1e-9)
 
     @property
     def prefilled_tokens(self) -> int:
@@ -96,8 +90,8 @@ class PlayScore:
         return quantiles(self.latency_s, n=100, method="inclusive")[round(share * 100) - 1]
 
     def times(self, other: PlayScore) -> float:
-        """How many times as fast as ``other``: the median over the ticks of both."""
-        pairs = zip(other.tick_s, self.tick_s, strict=True)
+        """How many times as fast as ``other``: the median over the rounds of both."""
+        pairs = zip(other.round_s, self.round_s, strict=True)
         return median(theirs / max(ours, 1e-9) for theirs, ours in pairs)
 
 
@@ -105,9 +99,8 @@ class PlayScore:
 class Tally:
     """What a play counts itself."""
 
-    tick_s: list[float] = field(default_factory=lambda: [0.0])  # the last is under way
+    round_s: list[float] = field(default_factory=list)
     latency_s: list[float] = field(default_factory=list)
-    call_cpu_s: list[float] = field(default_factory=list)  # by round
     peak_pages: int = 0
     speakers: int = 0
 
@@ -169,24 +162,25 @@ class Play:
 
     def round(self) -> bool:
         """Play the next round of the village's tick; after the last, end the tick: ``False``."""
-        begin, begin_cpu = time.perf_counter(), time.process_time()
+        begin = time.perf_counter()
         questions = self.village.round()
         with self._turn():
             if questions:
                 self.village.hear(questions, self._texts(questions))
                 self._tell()
-                self.tally.call_cpu_s.append((time.process_time() - begin_cpu) / len(questions))
                 self._in_tick |= {question.who for question in questions}
             else:
                 self.tally.speakers += len(self._in_tick)
                 self._end_tick()
-        self.tally.tick_s[-1] += time.perf_counter() - begin
+        seconds = time.perf_counter() - begin
+        if questions or not self.tally.round_s:
+            self.tally.round_s.append(seconds)
+        else:
+            self.tally.round_s[-1] += seconds
         view = self.engine.memory
         device = view.tiers["device"]
         used = device.num_pages - device.num_free
         self.tally.peak_pages = max(self.tally.peak_pages, used)
-        if not questions:
-            self.tally.tick_s.append(0.0)
         return bool(questions)
 
     @contextmanager
@@ -207,11 +201,10 @@ class Play:
         village, tally = self.village, self.tally
         return PlayScore(
             self.policy,
-            median(tally.call_cpu_s or [0.0]),
             since(self.engine.stats, stats),
             since(self.engine.parts.memory.counters, memory),
             self.page_bytes,
-            tuple(tally.tick_s[:-1]),
+            tuple(tally.round_s),
             tuple(tally.latency_s),
             tally.peak_pages * self.page_bytes,
             tally.speakers,
