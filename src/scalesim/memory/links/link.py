@@ -164,6 +164,13 @@ class LinkAround:
         self.link.close()
 
 
+def innermost(link: Link) -> Link:
+    """The link within all wrappers of ``link``: the one that copies."""
+    while isinstance(link, LinkAround):
+        link = link.link
+    return link
+
+
 class Timeline:
     """How far a queue of device work has come, for threads that wait for its fences."""
 
