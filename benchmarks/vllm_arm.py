@@ -113,7 +113,7 @@ def play(llm: Any, settings: ArmSettings, folder: Path) -> dict[str, Any]:
     if settings.known:
         others = {f"other {agent}": NO_NEXT_CALL + agent for agent in range(settings.known)}
         core.scalesim_expect(others, True, dict.fromkeys(others, 1.0))
-        spent.seconds = 0.0
+        spent.seconds.clear()
     begin = time.perf_counter()
     for group in settings.groups:
         prompts, params = [], []
@@ -158,11 +158,11 @@ def play(llm: Any, settings: ArmSettings, folder: Path) -> dict[str, Any]:
 
 
 class HookTime:
-    """Seconds in which the plug-in's code runs, or the queue that it orders; calls from one to the
-    other count once."""
+    """Seconds in which the plug-in's code runs, or the queue that it orders, by method; calls from
+    one to the other count once."""
 
     def __init__(self) -> None:
-        self.seconds = 0.0
+        self.seconds: dict[str, float] = {}
         self._inside = False
 
     def watch(self, scheduler: Any) -> None:
@@ -186,7 +186,8 @@ class HookTime:
             try:
                 return method(*args, **named)
             finally:
-                self.seconds += time.perf_counter() - begin
+                spent = time.perf_counter() - begin
+                self.seconds[method.__name__] = self.seconds.get(method.__name__, 0.0) + spent
                 self._inside = False
 
         return timed

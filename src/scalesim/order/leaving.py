@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 
 from scalesim.memory.eviction.lazy_heap import LazyHeap
 from scalesim.order.key_table import KeyTable
-from scalesim.order.owners import Key, KeyGroup
+from scalesim.order.owners import Key, KeyGroup, OwnedKey
 
 
 class LeavingOrder:
@@ -38,7 +38,8 @@ class LeavingOrder:
 
     def add(self, key: Key) -> None:
         """Add ``key``, or move it to its place."""
-        group = self._keys.owned(key).group
+        owned = self._keys.owned(key)
+        group = owned.group
         shelf = self._at.get(key)
         if shelf is not None:
             if shelf.group is group:
@@ -48,7 +49,7 @@ class LeavingOrder:
         if shelf is None:
             shelf = self._shelves[group] = _Shelf(group, self._keys)
             self._note(group)
-        shelf.put(key)
+        shelf.put(key, owned)
         self._at[key] = shelf
 
     def discard(self, key: Key) -> None:
@@ -141,11 +142,11 @@ class _Shelf:
         self._heap: list[tuple[int, int, int, Key]] = []
         self._seq = 0
 
-    def put(self, key: Key) -> None:
+    def put(self, key: Key, owned: OwnedKey) -> None:
         self.live.add(key)
         if key not in self._entered:
             self._entered.add(key)
-            heapq.heappush(self._heap, self._entry(key))
+            heapq.heappush(self._heap, self._entry(key, owned))
             if len(self._heap) > 2 * len(self.live) + 16:
                 self._heap = [entry for entry in self._heap if entry[3] in self.live]
                 self._entered = set(self.live)
@@ -161,9 +162,8 @@ class _Shelf:
             owned = self._keys.owned(key)
             if (stamp, depth) == (owned.stamp, -owned.depth):
                 return key
-            heapq.heapreplace(self._heap, self._entry(key))
+            heapq.heapreplace(self._heap, self._entry(key, owned))
 
-    def _entry(self, key: Key) -> tuple[int, int, int, Key]:
+    def _entry(self, key: Key, owned: OwnedKey) -> tuple[int, int, int, Key]:
         self._seq += 1
-        owned = self._keys.owned(key)
         return (owned.stamp, -owned.depth, self._seq, key)

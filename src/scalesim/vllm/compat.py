@@ -24,14 +24,15 @@ PLACES = {
     "CachePolicy": "vllm.v1.kv_offload.cpu.policies.base",
     "CPUOffloadingSpec": "vllm.v1.kv_offload.cpu.spec",
 }
-"""Where vLLM has the classes that the plug-in uses. Each is imported when it is asked for."""
+"""Where vLLM has the classes that the plug-in uses. Each is imported when it is asked for first."""
 
 
 def __getattr__(name: str) -> Any:
     place = PLACES.get(name)
     if place is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(place), name)
+    found = globals()[name] = getattr(import_module(place), name)
+    return found
 
 
 def policy_of(manager: Any) -> Any:

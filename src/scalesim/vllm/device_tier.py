@@ -71,11 +71,14 @@ class NextUseQueue:
     def popleft_n(self, n: int) -> list[Any]:
         """Give out ``n`` blocks, in the order in which they leave."""
         assert n <= self.num_free_blocks, f"asked {n} blocks, {self.num_free_blocks} are free"
-        taken = []
-        for _ in range(n):
-            block = self._take()
-            self.queue.remove(block)
+        taken = [self._empty.popitem()[1] for _ in range(min(n, len(self._empty)))]
+        for key in self._order.take(n - len(taken)):
+            block = self._holding.pop(key)
+            del self._keys[block.block_id]
+            self._left(key, block)
             taken.append(block)
+        for block in taken:
+            self.queue.remove(block)
         return taken
 
     def peek_key(self) -> Key | None:
@@ -95,16 +98,6 @@ class NextUseQueue:
         for other in taken:
             self._order.add(other)
         return count
-
-    def _take(self) -> Any:
-        if self._empty:
-            return self._empty.popitem()[1]
-        key = self._order.pop()
-        assert key is not None
-        block = self._holding.pop(key)
-        del self._keys[block.block_id]
-        self._left(key, block)
-        return block
 
     def remove(self, block: DeviceBlock) -> None:
         """Take ``block`` out: a request uses what it holds. Raises ``RuntimeError`` if it is not in
