@@ -7,7 +7,7 @@ says so and registers nothing (``plugin.py``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -61,9 +61,13 @@ def cache_block(pool: Any, block: Any, key: Any, num_tokens: int) -> bool:
     return True
 
 
-def on_device(pool: Any, key: Any) -> bool:
-    """Whether a block of ``pool`` holds ``key``, free or in use."""
-    return pool.cached_block_hash_to_block.get_one_block(key) is not None
+def found_in(pool: Any) -> Callable[[Any], bool]:
+    """Says of a key whether a block of ``pool`` holds it, free or in use."""
+
+    def is_found(key: Any) -> bool:  # asked most of all; the map is another one after a reset
+        return pool.cached_block_hash_to_block.get_one_block(key) is not None
+
+    return is_found
 
 
 def make_keys(block_hashes: Sequence[bytes], groups: Sequence[int]) -> list[bytes]:

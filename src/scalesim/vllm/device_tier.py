@@ -37,7 +37,7 @@ class NextUseQueue:
         keys: KeyTable,
         left: Callable[[Key, DeviceBlock], None] = lambda key, block: None,
     ) -> None:
-        self.queue, self._table, self._left = queue, keys, left
+        self.queue, self._left = queue, left
         self._order = LeavingOrder(keys)
         self._holding: dict[Key, Any] = {}  # free blocks by what they hold
         self._keys: dict[int, Key] = {}  # of the same blocks, by block id
@@ -88,16 +88,8 @@ class NextUseQueue:
     def num_leaving_before(self, key: Key, limit: int) -> int:
         """How many blocks, up to ``limit``, can be given out before one that is used sooner than
         ``key``."""
-        count = min(limit, len(self._empty))
-        taken: list[Key] = []
-        while count < limit and (first := self._order.peek()) is not None:
-            if not self._table.leaves_before(first, key):
-                break
-            taken += self._order.take(1)
-            count += 1
-        for other in taken:
-            self._order.add(other)
-        return count
+        empty = min(limit, len(self._empty))
+        return empty + self._order.num_before(key, limit - empty)
 
     def remove(self, block: DeviceBlock) -> None:
         """Take ``block`` out: a request uses what it holds. Raises ``RuntimeError`` if it is not in

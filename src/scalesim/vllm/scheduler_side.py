@@ -8,7 +8,7 @@ before it is overwritten, if something there is used later.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from scalesim.order.board import CallBoard
 from scalesim.order.owners import Key
 from scalesim.order.request_hints import RequestHint, read_actions, read_hint
 from scalesim.vllm import compat
-from scalesim.vllm.compat import cache_block, group_of, make_keys, on_device
+from scalesim.vllm.compat import cache_block, found_in, group_of, make_keys
 from scalesim.vllm.device_tier import NextUseQueue
 from scalesim.vllm.host_tier import HostTier
 from scalesim.vllm.own_copies import OWN_REQUEST, OwnCopies, OwnCopy
@@ -75,6 +75,7 @@ class SchedulerSide:
         self._groups = groups
         self._copies = OwnCopies(groups, num_workers)
         self._pool: Any = None
+        self._on_device: Callable[[Key], bool] = lambda key: False
         self._queue: NextUseQueue | None = None
         self._evicted: dict[Key, Any] = {}  # given out in this step: keys, and their blocks
         self._loading: set[Any] = set()  # keys of loads under way
@@ -85,15 +86,12 @@ class SchedulerSide:
 
     def bind(self, pool: Any) -> None:
         """Order the free blocks of ``pool`` from now on."""
-        self._pool = pool
+        self._pool, self._on_device = pool, found_in(pool)
         self.board.keys.watch(self._on_device)
         if self.tier is not None:
             self.tier.join(self.board, self._on_device)
         self._queue = NextUseQueue(pool.free_block_queue, self.board.keys, self._note_eviction)
         pool.free_block_queue = self._queue
-
-    def _on_device(self, key: Key) -> bool:
-        return on_device(self._pool, key)
 
     def _note_eviction(self, key: Key, block: Any) -> None:
         self._evicted[key] = block if block.block_hash == key else None  # vLLM emptied it before
@@ -237,15 +235,15 @@ class SchedulerSide:
         evicted, self._evicted = self._evicted, {}
         self.counts.evicted_blocks += len(evicted)
         tier = self.tier
-        gone = {key: block for key, block in evicted.items() if not self._on_device(key)}
+        lost = {key: block for key, block in evicted.items() if not self._on_device(key)}
         if tier is not None:
-            for key in gone:
+            for key in [key for key in lost if key in tier.chunks]:
                 tier.device_changed(key)
-            lost = [key for key in reversed(gone) if key not in tier.chunks]
+                del lost[key]
             for group in self._groups:
-                keys = [key for key in lost if group_of(key) == group and gone[key] is not None]
-                self._offer(tier, meta, keys, gone)
-        self.board.keys.left(gone)
+                keys = [key for key in lost if lost[key] is not None and group_of(key) == group]
+                self._offer(tier, meta, keys[::-1], lost)
+        self.board.keys.left(lost)
 
     def _offer(self, tier: HostTier, meta: Any, keys: list[Any], blocks: dict[Any, Any]) -> None:
         """Save of ``keys``, the soonest first, what is worth its room on the host."""
