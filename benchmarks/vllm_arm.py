@@ -114,7 +114,7 @@ def play(llm: Any, settings: ArmSettings, folder: Path) -> dict[str, Any]:
         others = {f"other {agent}": NO_NEXT_CALL + agent for agent in range(settings.known)}
         core.scalesim_expect(others, True, dict.fromkeys(others, 1.0))
         spent.seconds.clear()
-    begin = time.perf_counter()
+    begin = time.process_time()
     for group in settings.groups:
         prompts, params = [], []
         for agent, now, soon in group:
@@ -142,7 +142,7 @@ def play(llm: Any, settings: ArmSettings, folder: Path) -> dict[str, Any]:
             cached.append(output.num_cached_tokens or 0)
             texts.append(list(output.outputs[0].token_ids))
         counts.append(core.scalesim_stats())
-    took = time.perf_counter() - begin
+    took = time.process_time() - begin  # of the processor: other programs do not count
     while core.scheduler.has_requests():  # copies under way
         llm.llm_engine.step()
     scheduler = core.scheduler
@@ -158,8 +158,8 @@ def play(llm: Any, settings: ArmSettings, folder: Path) -> dict[str, Any]:
 
 
 class HookTime:
-    """Seconds in which the plug-in's code runs, or the queue that it orders, by method; calls from
-    one to the other count once."""
+    """Seconds of the processor's time in the plug-in's code, or in the queue that it orders, by
+    method; calls from one to the other count once."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -182,11 +182,11 @@ class HookTime:
         def timed(*args: Any, **named: Any) -> Any:
             if self._inside:
                 return method(*args, **named)
-            self._inside, begin = True, time.perf_counter()
+            self._inside, begin = True, time.thread_time()
             try:
                 return method(*args, **named)
             finally:
-                spent = time.perf_counter() - begin
+                spent = time.thread_time() - begin
                 self.seconds[method.__name__] = self.seconds.get(method.__name__, 0.0) + spent
                 self._inside = False
 

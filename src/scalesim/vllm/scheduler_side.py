@@ -77,7 +77,7 @@ class SchedulerSide:
         self._pool: Any = None
         self._on_device: Callable[[Key], bool] = lambda key: False
         self._queue: NextUseQueue | None = None
-        self._evicted: dict[Key, Any] = {}  # given out in this step: keys, and their blocks
+        self._evicted: dict[Any, Any] = {}  # given out in this step: keys, and their blocks
         self._loading: set[Any] = set()  # keys of loads under way
         self._requests: dict[str, OpenRequest] = {}
         self._may_prefetch = False  # something changed since loads were planned last
