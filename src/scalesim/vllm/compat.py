@@ -45,6 +45,12 @@ def manager_of(connector: Any) -> Any:
     return connector.connector_scheduler.manager
 
 
+def adapter_slots(core: Any) -> int:
+    """How many LoRA adapters the device holds; 0 where there are none."""
+    config = core.vllm_config.lora_config
+    return 0 if config is None else int(config.max_loras)
+
+
 def platform_copies() -> bool:
     """Whether vLLM's own worker copies between device and host on this platform."""
     platform = import_module("vllm.platforms").current_platform

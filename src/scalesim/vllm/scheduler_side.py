@@ -19,6 +19,7 @@ from scalesim.order.board import CallBoard
 from scalesim.order.owners import Key
 from scalesim.order.request_hints import RequestHint, read_actions, read_hint
 from scalesim.vllm import compat
+from scalesim.vllm.adapters import AgentAdapters
 from scalesim.vllm.compat import cache_block, found_in, group_of, make_keys
 from scalesim.vllm.device_tier import NextUseQueue
 from scalesim.vllm.host_tier import HostTier
@@ -46,11 +47,13 @@ class PluginCounts:
 class OpenRequest:
     """A request that has come in: the ``keys`` of its full blocks so far, block after block with
     those of all cache groups; the tokens ``found`` on device and host, until they are ``counted``;
-    and how many of its first keys were ``held`` on the device whenever it asked."""
+    and how many of its first keys were ``held`` on the device whenever it asked. ``adapter`` is its
+    LoRA adapter, or ``None``."""
 
-    __slots__ = ("counted", "found", "held", "keys")
+    __slots__ = ("adapter", "counted", "found", "held", "keys")
 
-    def __init__(self) -> None:
+    def __init__(self, adapter: Any) -> None:
+        self.adapter = adapter
         self.keys: list[bytes] = []
         self.found: tuple[int, int] | None = None
         self.counted = False
@@ -80,6 +83,7 @@ class SchedulerSide:
         self._evicted: dict[Any, Any] = {}  # given out in this step: keys, and their blocks
         self._loading: set[Any] = set()  # keys of loads under way
         self._requests: dict[str, OpenRequest] = {}
+        self.adapters = AgentAdapters(self.board)
         self._may_prefetch = False  # something changed since loads were planned last
         if settings.learn:
             self.board.listen(Learned())
@@ -113,7 +117,9 @@ class SchedulerSide:
         hint.tell(self.board, request.request_id)
         if expect:
             self.board.expect(expect)
-        self._requests[request.request_id] = OpenRequest()
+        self._requests[request.request_id] = OpenRequest(request.lora_request)
+        if hint.agent is not None and (request.lora_request is not None or self.adapters):
+            self.adapters.note(hint.agent, request.lora_request)
         self._use(request)
         self._may_prefetch = True
 
@@ -188,14 +194,22 @@ class SchedulerSide:
 
     def forget(self, agents: Sequence[AgentId]) -> int:
         """These agents will not call again. Returns how many of them there were."""
+        self.adapters.forget(agents)
         return self.board.forget(agents)
+
+    def arrange_adapters(self, core: Any) -> None:
+        """Put vLLM's LoRA adapters into the order of next use, with ``core``, its engine core."""
+        if self.adapters:
+            running = [each.adapter for each in self._requests.values() if each.adapter is not None]
+            self.adapters.arrange(core, running, self.settings.prefetch_adapters)
 
     def stats(self) -> dict[str, float]:
         """The counts, the clock, and how much the board knows."""
         board = self.board
         known = {"now": board.clock.now, "agents": board.num_agents, "keys": len(board.keys)}
         tier = {} if self.tier is None else self.tier.stats()
-        return {**tier, **known, "copies": len(self._copies), **asdict(self.counts)}
+        own = {"copies": len(self._copies), "prefetched_adapters": self.adapters.num_loaded_ahead}
+        return {**tier, **known, **own, **asdict(self.counts)}
 
     # -- a step ----------------------------------------------------------------------------------
 
