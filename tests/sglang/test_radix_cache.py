@@ -205,4 +205,5 @@ def test_next_use_finds_what_belady_finds(order: str, old: bool) -> None:
     calls = [agent for group in groups for agent, _, _ in group]
     best = belady(calls)
     assert share_found(POLICY, calls, old=old) >= 0.95 * best
-    assert share_found("lru", calls, old=old) < 0.9 * best
+    if order != "w1":  # where LRU does well too
+        assert share_found("lru", calls, old=old) < 0.7 * best
