@@ -5,7 +5,6 @@ Arrays are one-dimensional and C-contiguous unless a shape says otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -87,7 +86,7 @@ class StepOutput:
     digests: UInt64s | None  # [num_seqs]; xxh3-64 of the sampled logits' bytes, when asked for
     compute_s: float
     logprobs: Scores | None = None  # in the order of the batch's
-    hidden_sums: Sequence[Floats] | Floats | None = None  # a sum ``[hidden]`` a span of the batch's
+    hidden_sums: list[Floats] | Floats | None = None  # a sum ``[hidden]`` a span of the batch's
 
 
 @dataclass(frozen=True, slots=True)

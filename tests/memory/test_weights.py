@@ -23,7 +23,8 @@ from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pools.page_access import ArrayPages
 from scalesim.memory.pools.page_pool import PagePool, runs
 from scalesim.memory.prefetch.config import PlannerConfig
-from scalesim.memory.tree.segment import Segment, lineage
+from scalesim.memory.tree.segment import Segment
+from scalesim.memory.tree.walk import lineage
 from tests.memory.copying_link import CopyingLink
 
 SIZE, PAGE = 4, 16

@@ -44,6 +44,8 @@ from scalesim.engine.stats import EngineStats
 from scalesim.engine.thread import EngineThread
 from scalesim.engine.world import AgentWorld
 from scalesim.errors import ConfigError, SnapshotError
+from scalesim.memory.kinds import StateKind
+from scalesim.model.values import TENSORS
 from scalesim.requests.adapter_registry import AdapterHome, AdapterRegistry
 from scalesim.requests.agent_registry import AgentRegistry
 from scalesim.requests.limiter import RequestLimiter
@@ -90,6 +92,7 @@ class Engine(AgentWorld):
         if not isinstance(model, EngineParts):
             # until there is more to close: whatever is wrong from here on, its threads end
             self._finalizer = weakref.finalize(self, parts.link.close)
+        parts.kinds.add(TENSORS)
         self.model, limits = parts.model, parts.limits
         self._inbox, registry = Inbox(), AgentRegistry()
         shared = parts.memory, self._inbox.post_if_open, self._inbox.check_process
@@ -159,6 +162,13 @@ class Engine(AgentWorld):
         """
         self._inbox.check_open()
         self.models.add(name, path, dummy_weights)
+
+    def register_kind(self, kind: StateKind) -> None:
+        """Let agents keep values of ``kind`` as their state, also those of forked worlds. A kind
+        that is registered later is asked first what it takes; values that a snapshot holds find
+        their kind by name. Raises ``StateError`` for what is no ``StateKind``, and where another
+        kind has its name."""
+        self.parts.kinds.add(kind)
 
     # -- snapshots ----------------------------------------------------------------------------
 

@@ -91,7 +91,7 @@ class JoinModels:
             text,
             number,
             WeightsContent(digest, layout.runs, source, pages),
-            AdapterHome(partial(self._read_adapter, adapters), adapters.pack, mark),
+            AdapterHome(partial(self._read_adapter, adapters), adapters.updated, mark),
         )
 
     def _read_adapter(self, folders: AdapterFolders, path: str | Path) -> AdapterContent:

@@ -41,9 +41,8 @@ MAX_STALL_S = 0.05
 class EngineLoop:
     """Everything between an accepted call and its reply. ``step`` is the whole of it.
 
-    ``limiter`` bounds the open calls; ``adapters`` is told of calls that ended, and with ``models``
-    when memory was emptied; ``is_known`` says whether an agent exists. A simulation needs none of
-    them.
+    ``limiter`` bounds the open calls; ``adapters`` is told of calls that ended; it and ``models``,
+    when memory was emptied; ``is_known`` says whether an agent exists. All may be left out.
     """
 
     def __init__(

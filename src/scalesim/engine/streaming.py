@@ -102,7 +102,7 @@ class StreamingEntrypoints(Entrypoints):
         """Hand ``call`` in, and return the reader of its tokens."""
         mailbox = Mailbox(call, bell, self._loop.calls.announce)
         ticket = self._desk.ticket([call])
-        text = self._intake.text_stream(call.request, call.model)
+        text = call.model.text_stream(call.request.params.stop)
         reader = Reader(ticket, mailbox, text, self._check_process)
         try:
             self._enter(ticket.calls)

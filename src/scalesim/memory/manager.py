@@ -24,7 +24,7 @@ from scalesim.memory.owners import AgentPages
 from scalesim.memory.parts import MemoryParts
 from scalesim.memory.prefetch.planner import UNKNOWN, Forecast
 from scalesim.memory.tiers import TierUse
-from scalesim.memory.tree.segment import lineage
+from scalesim.memory.tree.walk import lineage
 
 
 class MemoryManager(MemoryParts):
@@ -189,7 +189,7 @@ class MemoryManager(MemoryParts):
         self.owners.fork(parent, child)
         self.blobs.fork(parent, child)
 
-    # -- adapters -----------------------------------------------------------------------------
+    # -- adapters and models -----------------------------------------------------------------
 
     def add_adapter(self, content: AdapterContent) -> None:
         """Add an adapter. Adding equal content again changes nothing."""
@@ -206,10 +206,8 @@ class MemoryManager(MemoryParts):
         if digest is None or self.adapters.has(digest):
             self.adapters.bind(agent, digest)
 
-    # -- models beside the engine's own --------------------------------------------------------
-
     def add_weights(self, content: WeightsContent) -> None:
-        """Add a model's weights. Adding equal content again changes nothing."""
+        """Add the weights of a model beside the engine's own. Equal content changes nothing."""
         self.weights.add(content)
 
     def bind_weights(self, agent: AgentId, digest: bytes | None) -> None:

@@ -14,7 +14,8 @@ from scalesim.core import AgentId
 from scalesim.memory.lease import Lease
 from scalesim.memory.prefetch.planner import BlockedBy
 from scalesim.memory.timing import Timing
-from scalesim.memory.tree.segment import Segment, lineage
+from scalesim.memory.tree.segment import Segment
+from scalesim.memory.tree.walk import lineage
 
 Cause: TypeAlias = Literal[
     "no hint",

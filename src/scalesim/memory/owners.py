@@ -11,7 +11,8 @@ from scalesim.memory.prefetch.queue import PrefetchQueue
 from scalesim.memory.tree.owner import MANY_OWNERS, AgentState, ReuseStats
 from scalesim.memory.tree.owning import Owner
 from scalesim.memory.tree.prefix_tree import TEXT, PrefixTree
-from scalesim.memory.tree.segment import Branch, Segment, lineage
+from scalesim.memory.tree.segment import Branch, Segment
+from scalesim.memory.tree.walk import lineage
 
 
 class AgentPages(NamedTuple):

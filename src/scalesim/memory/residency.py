@@ -30,7 +30,8 @@ from scalesim.memory.transfers import OpenTransfers
 from scalesim.memory.tree.next_use import NextUse
 from scalesim.memory.tree.prefix_tree import PrefixTree
 from scalesim.memory.tree.run import Transfer
-from scalesim.memory.tree.segment import Segment, descendants
+from scalesim.memory.tree.segment import Segment
+from scalesim.memory.tree.walk import descendants
 
 RunPlaces: TypeAlias = Sequence[tuple[int, int]]
 """Of some pages, which lie on consecutive pages: (offset, length) of each such part."""
@@ -180,11 +181,11 @@ class Residency:
             if self.disk.frees_host_soon(segment.num_dirty):
                 return False
         keep = max(0, len(segment.device) - max(wanted, self._small_segment))
-        keep = segment.run_start(keep)
+        keep = segment.runs.start_of(keep)
         if segment.num_dirty:
             if any(below.is_moving for below in descendants(segment)):
                 return False  # between host and disk; it is to be dropped too
-            keep = segment.run_start(max(keep, segment.host.valid, segment.disk.valid))
+            keep = segment.runs.start_of(max(keep, segment.host.valid, segment.disk.valid))
             self.drops.drop_below(segment)
             self.counters.dropped_pages += len(segment.device) - keep
         device = self.tiers.device

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from scalesim.core import Bytes2D
 from scalesim.errors import WeightsError
+from scalesim.memory.links.link import PageSource
+from scalesim.memory.tree.page_runs import PageRuns
 from scalesim.model.checkpoint.config import ModelConfig
 from scalesim.model.checkpoint.weights import Weights, assemble, expected_shapes
 from scalesim.model.layers.decoder import ForwardContext
@@ -57,9 +59,9 @@ class WeightLayout:
         return found
 
     @cached_property
-    def runs(self) -> tuple[int, ...]:
+    def runs(self) -> PageRuns:
         """The pages of each part."""
-        return tuple(-(-ends[-1] // self.page_bytes) for ends in self._places)
+        return PageRuns(-(-ends[-1] // self.page_bytes) for ends in self._places)
 
     def pack(self, weights: Weights) -> Bytes2D:
         """``weights`` as pages, uint8 ``[num_pages, page_bytes]``."""
@@ -129,7 +131,7 @@ class PagedModel:
 
 
 @dataclass(frozen=True)
-class WeightsSource:
+class WeightsSource(PageSource):
     """A page source: ``load`` gives a model's weights again, which must be what they were."""
 
     layout: WeightLayout

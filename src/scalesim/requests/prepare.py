@@ -6,12 +6,10 @@ refused request has cost no other request anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING
 
-from scalesim.checks import INT64, reading
+from scalesim.checks import INT64
 from scalesim.core import AgentId
 from scalesim.errors import RequestError
 from scalesim.memory.manager import MemoryManager
@@ -25,12 +23,7 @@ from scalesim.requests.request import Request
 from scalesim.requests.truncate import fit_prompt
 from scalesim.sampling.check_params import check_params
 from scalesim.sampling.keys import SamplingKeys
-from scalesim.sampling.mask_hook import MaskHook
 from scalesim.sampling.params import SamplingParams
-
-if TYPE_CHECKING:
-    from scalesim.model.text.token_stream import TokenStream
-    from scalesim.sampling.logits import TokenConstraint
 
 
 class Intake:
@@ -69,7 +62,8 @@ class Intake:
         max_tokens = self.max_len(name, adapter) - params.max_tokens
         tokens, dropped = fit_prompt(request.prompt, tokens, max_tokens, request.on_overflow, model)
         model.check_length(len(tokens), params.max_tokens)
-        call = Call(request, model, tokens, self._stops(request, model), owner, dropped)
+        stops = TextObserver(model.stop_stream(params.stop)) if params.stop else None
+        call = Call(request, model, tokens, stops, owner, dropped)
         call.adapter = adapter
         if name is not None:
             added = self.models.known(name)
@@ -109,7 +103,8 @@ class Intake:
         """Give ``calls`` the makers of their constraints; compiling a structure may take long.
         Raises ``RequestError`` or ``StructureError``."""
         for call in calls:
-            call.make_constraint = self._constraint_maker(call)
+            model, params = call.model, call.request.params
+            call.make_constraint = model.constraint_maker(params, len(call.tokens))
         return list(calls)
 
     def number(self, calls: Iterable[Call]) -> None:
@@ -145,32 +140,3 @@ class Intake:
             return model.max_len
         memory = self._memory
         return min(model.max_len, (memory.num_pages - num_beside) * memory.block_size)
-
-    @staticmethod
-    def text_stream(request: Request, model: TextModel) -> TokenStream | None:
-        """A stream that turns the tokens of ``request`` into text; ``None`` without a tokenizer."""
-        if model.tokenizer is None:
-            return None
-        from scalesim.model.text.token_stream import TokenStream
-
-        return TokenStream(model.tokenizer, request.params.stop)
-
-    @staticmethod
-    def _constraint_maker(call: Call) -> Callable[[], TokenConstraint] | None:
-        params, model = call.request.params, call.model
-        if params.mask is not None:
-            return partial(MaskHook, params.mask, len(call.tokens), model.vocab_size)
-        if not params.is_structured:
-            return None
-        if model.structures is None:
-            raise RequestError("structured output needs a tokenizer and this model has none")
-        with reading("json_schema"):  # the other structures are text
-            return model.structures.compile(params)
-
-    def _stops(self, request: Request, model: TextModel) -> TextObserver | None:
-        if not request.params.stop:
-            return None
-        stream = self.text_stream(request, model)
-        if stream is None:
-            raise RequestError("stop strings need a tokenizer and this model has none; stop on ids")
-        return TextObserver(stream)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -11,11 +12,15 @@ import numpy as np
 from scalesim.checks import reading, refuse, text
 from scalesim.core import Int32s
 from scalesim.errors import PromptTooLongError, RequestError
+from scalesim.sampling.mask_hook import MaskHook
+from scalesim.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     from scalesim.model.text.chat import ChatTemplate
+    from scalesim.model.text.token_stream import TokenStream
     from scalesim.model.text.tokenizer import Tokenizer
     from scalesim.sampling.grammar import Structures
+    from scalesim.sampling.logits import TokenConstraint
 
 
 Message: TypeAlias = Mapping[str, Any]
@@ -149,6 +154,37 @@ class TextModel:
             f"prompt of {prompt_len} tokens and max_tokens={max_tokens} make {total}; {rule} "
             "or lower max_tokens"
         )
+
+    def text_stream(self, stop: Sequence[str]) -> TokenStream | None:
+        """A stream that turns tokens into text, and ends at ``stop``; ``None`` without a
+        tokenizer."""
+        if self.tokenizer is None:
+            return None
+        from scalesim.model.text.token_stream import TokenStream
+
+        return TokenStream(self.tokenizer, stop)
+
+    def stop_stream(self, stop: Sequence[str]) -> TokenStream:
+        """``text_stream`` for a request that ends at ``stop``. Raises ``RequestError`` without a
+        tokenizer."""
+        stream = self.text_stream(stop)
+        if stream is None:
+            raise RequestError("stop strings need a tokenizer and this model has none; stop on ids")
+        return stream
+
+    def constraint_maker(
+        self, params: SamplingParams, prompt_len: int
+    ) -> Callable[[], TokenConstraint] | None:
+        """What makes the constraint that ``params`` ask for; compiling a structure may take
+        long. Raises ``RequestError`` or ``StructureError``."""
+        if params.mask is not None:
+            return partial(MaskHook, params.mask, prompt_len, self.vocab_size)
+        if not params.is_structured:
+            return None
+        if self.structures is None:
+            raise RequestError("structured output needs a tokenizer and this model has none")
+        with reading("json_schema"):  # the other structures are text
+            return self.structures.compile(params)
 
 
 _NO_IDS: Int32s = np.empty(0, np.int32)

@@ -14,7 +14,8 @@ import numpy as np
 
 from scalesim.core import Bytes2D, Int64s, UInt64s
 from scalesim.memory.lease import AttachmentSpec
-from scalesim.memory.tree.segment import Segment, lineage
+from scalesim.memory.tree.segment import Segment
+from scalesim.memory.tree.walk import lineage
 from scalesim.testing.tags import adapter_pages, are_tags_of, lineages_of, under_adapter, view_tags
 
 

@@ -14,7 +14,8 @@ from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pools.page_pool import Pool
 from scalesim.memory.tree.run import TIERS, Run, Transfer
-from scalesim.memory.tree.segment import Segment, lineage
+from scalesim.memory.tree.segment import Segment
+from scalesim.memory.tree.walk import lineage
 
 
 class IntegrityError(AssertionError):

@@ -22,7 +22,8 @@ from scalesim.memory.leases.waiters import LoadWaiters
 from scalesim.memory.owners import Owners
 from scalesim.memory.residency import Residency
 from scalesim.memory.tree.owner import AgentState
-from scalesim.memory.tree.segment import Segment, lineage
+from scalesim.memory.tree.segment import Segment
+from scalesim.memory.tree.walk import lineage
 
 
 @dataclass(eq=False, slots=True)

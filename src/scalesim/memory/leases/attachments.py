@@ -49,7 +49,8 @@ class Attachments:
         row, count = self._rows.get(segment, (0, 0))
         if not count:
             row = self._table.allocate()
-            self._table.write(row, 0, segment.run_heads() if segment.runs else segment.device)
+            runs, pages = segment.runs, segment.device
+            self._table.write(row, 0, runs.heads(pages) if runs else pages)
         self._rows[segment] = (row, count + 1)
         lease.attach(Attachment(spec, segment, row))
 

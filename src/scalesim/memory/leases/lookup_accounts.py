@@ -16,7 +16,8 @@ from scalesim.memory.misses import Misses
 from scalesim.memory.prefetch.planner import Planner
 from scalesim.memory.prefetch.queue import PrefetchQueue
 from scalesim.memory.tree.owner import AgentState
-from scalesim.memory.tree.segment import Segment, lineage
+from scalesim.memory.tree.segment import Segment
+from scalesim.memory.tree.walk import lineage
 
 
 @dataclass(eq=False, slots=True)

@@ -63,7 +63,7 @@ class PrefixLookup:
         runs: list[tuple[int, int]] = []
         for segment in attached:
             if segment.runs:
-                runs += ((num_attachment_pages + at, n) for at, n in segment.missing_runs())
+                runs += ((num_attachment_pages + at, n) for at, n in segment.missing_runs)
             num_attachment_pages += segment.num_missing
             must_wait = must_wait or segment.num_missing > 0 or segment.device.transfer is not None
         num_new_pages = num_blocks - num_shared + num_to_load + num_attachment_pages

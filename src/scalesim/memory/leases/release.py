@@ -19,7 +19,8 @@ from scalesim.memory.misses import Misses
 from scalesim.memory.owners import Owners
 from scalesim.memory.residency import Residency
 from scalesim.memory.tree.prefix_tree import num_unbranched
-from scalesim.memory.tree.segment import TOKEN_BYTES, Segment, lineage
+from scalesim.memory.tree.segment import TOKEN_BYTES, Segment
+from scalesim.memory.tree.walk import lineage
 
 
 @dataclass(eq=False, slots=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from scalesim.memory.lease import Lease
 from scalesim.memory.residency import Residency
 from scalesim.memory.tree.run import Transfer
-from scalesim.memory.tree.segment import Segment, lineage
+from scalesim.memory.tree.segment import Segment
+from scalesim.memory.tree.walk import lineage
 
 
 class LoadWaiters:

@@ -17,6 +17,7 @@ from scalesim.memory.lease import AttachmentSpec
 from scalesim.memory.links.link import InMemorySource, PageSource
 from scalesim.memory.owners import Owners
 from scalesim.memory.residency import Residency
+from scalesim.memory.tree.page_runs import PageRuns
 from scalesim.memory.tree.segment import Segment
 
 WEIGHTS = "weights"  # the kind
@@ -36,7 +37,7 @@ class WeightsContent:
     already."""
 
     digest: bytes
-    runs: tuple[int, ...]
+    runs: PageRuns
     source: PageSource
     pages: Bytes2D | None = None
 

@@ -21,7 +21,8 @@ from scalesim.memory.prefetch.queue import PrefetchQueue
 from scalesim.memory.prefetch.stages import Stages
 from scalesim.memory.residency import Residency
 from scalesim.memory.tree.owner import AgentState
-from scalesim.memory.tree.segment import Segment, lineage
+from scalesim.memory.tree.segment import Segment
+from scalesim.memory.tree.walk import lineage
 
 _LEAST_AHEAD_S = 0.005  # the least work that the link is given in advance
 
@@ -204,7 +205,7 @@ def _runs_of(wanted: list[tuple[Segment, int]], count: int) -> tuple[list[tuple[
     runs: list[tuple[int, int]] = []
     first = 0
     for segment, blocks in wanted:
-        for offset, length in segment.missing_runs() if segment.runs else ():
+        for offset, length in segment.missing_runs if segment.runs else ():
             if first + offset + length > count:
                 return runs, min(count, first + offset)
             runs.append((first + offset, length))

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from scalesim.core import AgentId
 from scalesim.memory.tree.next_use import NextUse
-from scalesim.memory.tree.segment import Segment, lineage
+from scalesim.memory.tree.segment import Segment
 from scalesim.memory.tree.small_map import SmallMap
+from scalesim.memory.tree.walk import lineage
 
 MAX_PATHS = 16
 # A segment with more owners is ranked by its last use: one of them always calls soon.

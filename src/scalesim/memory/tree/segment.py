@@ -15,13 +15,13 @@ the classes of this file write their fields.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from scalesim.core import AgentId, TierName
 from scalesim.memory.tree.owning import Owner
+from scalesim.memory.tree.page_runs import NO_RUNS, PageRuns
 from scalesim.memory.tree.run import NOWHERE, TIERS, Loss, Run, Transfer
 from scalesim.memory.tree.small_map import SmallMap
 
@@ -52,9 +52,8 @@ class Segment:
     segment. A partial block has no children and is never saved. ``mark`` is set where a
     ``Branch`` begins at this segment. ``source`` gives the content of an attachment, which has no
     tokens: an attachment stays in the tree without pages, and is read again when it is needed.
-    ``loss`` is that of the segment's root. ``runs``: the lengths, in blocks, of the parts of an
-    attachment that each lie on consecutive device pages; empty where pages may lie anywhere. Such a
-    part is on the device whole, or not at all.
+    ``loss`` is that of the segment's root. ``runs``: the parts of an
+    attachment that each lie on consecutive device pages.
     """
 
     __slots__ = (
@@ -101,7 +100,7 @@ class Segment:
         self.mark = mark
         self.partial_of: AgentId | None = None
         self.source: PageSource | None = None
-        self.runs: tuple[int, ...] = ()
+        self.runs = NO_RUNS
         # The leaves of a million agents have no dictionaries of their own: see ``adopt``.
         self.children: dict[bytes, Segment] = _EMPTY
         self.partials: dict[AgentId, Segment] = _EMPTY
@@ -156,29 +155,10 @@ class Segment:
         """Blocks that are neither on the device nor on their way there."""
         return self.num_blocks - len(self.device)
 
+    @property
     def missing_runs(self) -> list[tuple[int, int]]:
-        """(offset, length) of each of the ``runs`` among the blocks that are missing on the device,
-        counted from the first that is."""
-        found, end, first = [], 0, len(self.device)
-        for length in self.runs:
-            if end >= first:
-                found.append((end - first, length))
-            end += length
-        return found
-
-    def run_start(self, block: int) -> int:
-        """The first block of the part of ``runs`` that has ``block``; ``block`` itself at the
-        beginning of one, or without runs."""
-        start = 0
-        for length in self.runs:
-            if block < start + length:
-                return start
-            start += length
-        return block
-
-    def run_heads(self) -> list[int]:
-        """The first device page of each of the ``runs``, all of which are there."""
-        return [self.device[start] for start in accumulate((0, *self.runs[:-1]))]
+        """(offset, length) of each of the ``runs`` among the missing blocks."""
+        return self.runs.missing(len(self.device))
 
     @property
     def num_dirty(self) -> int:
@@ -379,7 +359,7 @@ class Segment:
         self.owners.pop(agent, None)
 
     def read_from(
-        self, source: PageSource | None, num_blocks: int, runs: tuple[int, ...] = ()
+        self, source: PageSource | None, num_blocks: int, runs: PageRuns = NO_RUNS
     ) -> None:
         """Set the source of an attachment of ``num_blocks``, with these ``runs``; ``None`` where
         the attachment was removed."""
@@ -396,23 +376,3 @@ class Segment:
             f"host {self.host.valid}/{len(self.host)}, "
             f"disk {self.disk.valid}/{len(self.disk)}, pins {self.pins})"
         )
-
-
-def lineage(segment: Segment) -> list[Segment]:
-    """``segment`` and its ancestors without the root, the deepest first."""
-    found = []
-    node: Segment | None = segment
-    while node is not None and node.parent is not None:
-        found.append(node)
-        node = node.parent
-    return found
-
-
-def descendants(segment: Segment) -> Iterator[Segment]:
-    """All segments below ``segment``, parents before children."""
-    stack = [*segment.children.values(), *segment.partials.values()]
-    while stack:
-        node = stack.pop()
-        yield node
-        stack += node.children.values()
-        stack += node.partials.values()

@@ -20,14 +20,14 @@ from torch import Tensor
 
 from scalesim.batch import NO_TOKEN, Batch, LaunchedStep, StepOutput
 from scalesim.batch_options import LogitsBatch
-from scalesim.core import Bools, Bytes2D, Fence, Int32s, Int64s
+from scalesim.core import Bytes2D, Fence, Int32s, Int64s
 from scalesim.memory.geometry import PageGeometry
 from scalesim.memory.links.link import Timeline
 from scalesim.model.adapters.batch import lora_batch
 from scalesim.model.adapters.layout import LayoutTable
 from scalesim.model.layers.decoder import Decoder, ForwardContext, row_multiple
 from scalesim.model.runner.arrange import arrange, paged_batch
-from scalesim.model.runner.extra_outputs import adjustments, hidden_sums, log_probs
+from scalesim.model.runner.extra_outputs import adjustments, hidden_sums, log_probs, not_finite
 from scalesim.model.runner.pool_view import pool_view
 from scalesim.model.runner.settings import RunnerSettings
 from scalesim.model.runner.token_counts import TokenCounts
@@ -183,10 +183,3 @@ class ModelRunner:
         sound = drawn >= 0
         self._counts.add(slots[sound], drawn[sound])
         return tokens
-
-
-def not_finite(rows: Tensor) -> Bools:
-    """Which rows of ``[n, width]`` hold NaN or Inf: their sum does too, and it is one pass."""
-    finite = torch.isfinite(rows.sum(-1, dtype=torch.float32))
-    result: Bools = finite.logical_not_().numpy()
-    return result

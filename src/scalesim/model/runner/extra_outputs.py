@@ -15,7 +15,7 @@ from torch import Tensor
 
 from scalesim.batch import NO_TOKEN, Batch
 from scalesim.batch_options import LogitsBatch, LogprobsBatch, Scores
-from scalesim.core import Floats, Int32s, Int64s
+from scalesim.core import Bools, Floats, Int32s, Int64s
 from scalesim.model.runner.device_logprobs import SCORED_ROWS
 
 COLUMNS = (
@@ -74,4 +74,11 @@ def resolved(batch: Batch, asked: LogprobsBatch, tokens: Int32s) -> Int32s:
     seqs = np.searchsorted(batch.query_start, asked.tokens, side="right") - 1
     targets = np.where(asked.targets == NO_TOKEN, tokens[seqs], asked.targets)
     result: Int32s = np.maximum(targets, 0).astype(np.int32)
+    return result
+
+
+def not_finite(rows: Tensor) -> Bools:
+    """Which rows of ``[n, width]`` hold NaN or Inf: their sum does too, and it is one pass."""
+    finite = torch.isfinite(rows.sum(-1, dtype=torch.float32))
+    result: Bools = finite.logical_not_().numpy()
     return result

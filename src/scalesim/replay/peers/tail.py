@@ -12,7 +12,8 @@ from scalesim.memory.eviction.policies import Policy
 from scalesim.memory.eviction.ranking import EvictionRanking
 from scalesim.memory.tree.next_use import NextUse
 from scalesim.memory.tree.owner import AgentState
-from scalesim.memory.tree.segment import Segment, lineage
+from scalesim.memory.tree.segment import Segment
+from scalesim.memory.tree.walk import lineage
 
 BUDGET_S = 0.02  # to compute again; the whole of a prefix of 500 tokens, 7 B, on an H100
 
