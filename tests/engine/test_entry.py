@@ -289,7 +289,9 @@ def entries(engine: Engine, folder: Path) -> dict[str, Entry]:
         "Engine.submit": Entry(engine.submit, {"request": ASKED}),
         "Engine.cancel": Entry(engine.cancel, {"call": engine.submit(ASKED)}),
         "Engine.sampling": Entry(engine.sampling, {}),
-        "Engine.agent": Entry(engine.agent, {"id": "bob", "adapter": None}),
+        "Engine.agent": Entry(engine.agent, {"id": "bob", "adapter": None, "model": None}),
+        "Engine.add_model": Entry(
+            engine.add_model, {"name": "guard", "path": folder / "none", "dummy_weights": False}),
         "Engine.fork": Entry(
             lambda parent="ada", child=None: engine.fork(
                 parent, f"child {next(others)}" if child is None else child),
@@ -329,7 +331,7 @@ def entries(engine: Engine, folder: Path) -> dict[str, Entry]:
         "MemoryView.demote": Entry(engine.memory.demote, {"agents": "ada"}),
         "Engine.register_kind": Entry(engine.register_kind, {"kind": TENSORS}),
         "AdapterRegistry.add": Entry(
-            engine.adapters.add, {"name": "a", "path": folder / "none", "replace": False}),
+            engine.adapters.add, {"name": "a", "path": folder / "none", "replace": False, "model": None}),
         "AdapterRegistry.remove": Entry(engine.adapters.remove, {"name": "a", "timeout": None}),
         "AdapterRegistry.info": Entry(engine.adapters.info, {"name": "a"}),
         "AdapterRegistry.update": Entry(engine.adapters.update, {"name": "a", "tensors": {}}),

@@ -23,12 +23,13 @@ from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pools.page_access import ArrayPages
 from scalesim.memory.pools.page_pool import PagePool, runs
 from scalesim.memory.prefetch.config import PlannerConfig
+from scalesim.memory.tree.page_runs import PageRuns
 from scalesim.memory.tree.segment import Segment
 from scalesim.memory.tree.walk import lineage
 from tests.memory.copying_link import CopyingLink
 
 SIZE, PAGE = 4, 16
-RUNS = ((3,), (2, 2), (4, 1, 1))
+RUNS = (PageRuns((3,)), PageRuns((2, 2)), PageRuns((4, 1, 1)))
 AGENTS = 6
 POLICIES = ("deadline", "lru-swap", "lru-recompute")
 
@@ -262,3 +263,40 @@ def test_unknown_weights_are_refused() -> None:
     walk = Walk(0, "deadline")
     with pytest.raises(ModelError, match="was added"):
         walk.memory.acquire(0, b"\0" * 16, 1, attachments=(weights_spec(b"x" * 16, 9),))
+
+
+# -- planted bugs: what the walks have to see -------------------------------------------------------
+
+
+def test_moving_pages_that_somebody_reads_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compaction that does not look at pins moves pages under a lease."""
+    from scalesim.memory.compaction import Compaction
+
+    def movable(self: Compaction) -> dict[int, tuple[Segment, int]]:
+        return {
+            page: (segment, block)
+            for segment in self.tree
+            if not (segment.is_moving or segment.runs)
+            for block, page in enumerate(segment.device)
+        }
+
+    monkeypatch.setattr(Compaction, "movable", movable)
+    with pytest.raises(AssertionError):
+        for seed in range(30):
+            Walk(seed, "deadline").run(400)
+
+
+def test_a_run_that_is_cut_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that are evicted page by page come back as a part in two pieces."""
+    monkeypatch.setattr(PageRuns, "start_of", lambda self, block: block)
+    with pytest.raises(AssertionError):
+        for seed in range(30):
+            Walk(seed, "deadline").run(400)
+
+
+def test_weights_that_are_stale_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A move that is told of, and not made, leaves other content on the pages."""
+    monkeypatch.setattr(ArrayPages, "move", lambda self, sources, targets: None)
+    with pytest.raises(AssertionError):
+        for seed in range(30):
+            Walk(seed, "deadline").run(400)

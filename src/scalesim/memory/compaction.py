@@ -30,12 +30,12 @@ class Compaction:
     def __init__(
         self, tree: PrefixTree, pool: Pool, counters: Counters, move: MovePages | None
     ) -> None:
-        self._tree, self._pool, self._counters, self._move = tree, pool, counters, move
+        self.tree, self._pool, self._counters, self._move = tree, pool, counters, move
 
     def take_run(self, length: int) -> list[int] | None:
         """Allocate ``length`` consecutive pages; as many are free in all. Returns ``None``, with
         nothing changed, where every window has a page that cannot be moved now."""
-        places = self._movable() if self._move is not None else {}
+        places = self.movable() if self._move is not None else {}
         start = self._cheapest_window(length, places)
         if start is None:
             return None
@@ -58,11 +58,11 @@ class Compaction:
             segment.move_page("device", block, target)
         self._counters.compacted_pages += len(in_use)
 
-    def _movable(self) -> dict[int, tuple[Segment, int]]:
+    def movable(self) -> dict[int, tuple[Segment, int]]:
         """The segment and block of each device page that may be moved. O(pages)."""
         return {
             page: (segment, block)
-            for segment in self._tree
+            for segment in self.tree
             if not (segment.pins or segment.is_moving or segment.runs)
             for block, page in enumerate(segment.device)
         }

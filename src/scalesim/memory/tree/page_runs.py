@@ -14,7 +14,7 @@ class PageRuns(tuple[int, ...]):
 
     def spans(self) -> Iterator[tuple[int, int]]:
         """(first block, length) of each part."""
-        return zip(accumulate((0, *self[:-1])), self, strict=True)
+        return zip(accumulate(self[:-1], initial=0), self, strict=False)
 
     def missing(self, first: int) -> list[tuple[int, int]]:
         """(offset, length) of each part from block ``first`` on, counted from there."""
@@ -22,6 +22,8 @@ class PageRuns(tuple[int, ...]):
 
     def start_of(self, block: int) -> int:
         """The first block of the part that has ``block``; ``block`` itself behind the last."""
+        if not self:
+            return block
         inside = (start for start, length in self.spans() if start <= block < start + length)
         return next(inside, block)
 

@@ -1,0 +1,245 @@
+"""Several models in one pool: six models in memory for two, by policy, and what pages cost a model.
+
+Agents of six small Llamas of random weights call in ticks, all of a tick on one model or two; the
+simulation says who is next. The link is slowed, so that loading a model takes the share of a tick
+that ``--link`` says: the weights of a model of 0.5 B in bf16 over PCIe 5 take about 20 ms, and 32
+tokens of a batch about 150 ms there. Arms take turns, round by round, and must say the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from scalesim_kernels import select
+
+from benchmarks.report import Report, table
+from scalesim.engine.engine import Engine
+from scalesim.memory.counters import Counters
+from scalesim.memory.geometry import PageGeometry
+from scalesim.model.checkpoint.config import ModelConfig
+from scalesim.model.layers.rope import RopeConfig
+from scalesim.model.paged_weights import WeightLayout
+from scalesim.requests.reply import Reply
+from tests.model_folders import write_dummy_model
+
+POLICIES = ("resident", "deadline", "lru-swap", "lru-recompute")
+NUM_MODELS, IN_MEMORY = 6, 2
+PROMPT, OUTPUT = 96, 16
+LEAST_OF_ROOF, LEAST_LINEAR = 0.9, 0.98
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--agents", type=int, default=8, help="of each model")
+    parser.add_argument("--ticks", type=int, default=18, help="in each round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--link", type=float, nargs="+", default=[0.13, 1.0],
+        help="time to load a model, as a share of a tick's computing",
+    )  # fmt: skip
+
+
+def shape(options: argparse.Namespace) -> ModelConfig:
+    hidden = 64 if options.quick else 256
+    return ModelConfig(
+        architecture="LlamaForCausalLM", vocab_size=1024, hidden_size=hidden,
+        intermediate_size=3 * hidden, num_layers=2 if options.quick else 6, num_heads=hidden // 32,
+        num_kv_heads=2, head_dim=32, max_position=1024, rms_eps=1e-6, rope=RopeConfig(),
+    )  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> Report:
+    report, config = Report("models"), shape(options)
+    linears(report, config, 3 if options.quick else 30)
+    with tempfile.TemporaryDirectory() as place:
+        folders = [
+            write_dummy_model(Path(place) / f"model {number}", config, seed=number)
+            for number in range(NUM_MODELS)
+        ]
+        for order in ("cyclic", "skewed"):
+            for link in options.link[:1] if options.quick else options.link:
+                compare(report, options, config, folders, order, link)
+    return report
+
+
+# -- a linear layer over pages --------------------------------------------------------------------
+
+
+def linears(report: Report, config: ModelConfig, repeats: int) -> None:
+    """The products of a layer with weights in pages, beside the same on tensors of their own."""
+    geometry = PageGeometry.choose(config.num_layers, config.num_kv_heads, config.head_dim, 4)
+    layout = WeightLayout(config, torch.float32, geometry.page_bytes)
+    pool = torch.zeros((sum(layout.runs) + 8, geometry.page_bytes), dtype=torch.uint8)
+    heads, first = [], 3
+    for length in layout.runs:
+        heads.append(first)
+        first += length
+    paged = [layer.mlp.gate_up.weight for layer in layout.view(pool, heads).layers]  # type: ignore[union-attr]
+    for weight in paged:
+        weight.normal_()
+    plain = [weight.clone() for weight in paged]
+    kernels, rows = select("cpu"), []
+    for count in (1, 16, 64):
+        x = torch.randn(count, config.hidden_size)
+        ratio = statistics.median(
+            seconds(lambda x=x: [kernels.linear(x, weight) for weight in plain])
+            / seconds(lambda x=x: [kernels.linear(x, weight) for weight in paged])
+            for _ in range(repeats)
+        )
+        rows.append([f"{count} rows", f"{ratio:.3f}"])
+        report.figures[f"linear/{count}"] = ratio
+        report.verdict(f"linear on pages, {count} rows", ratio, least=LEAST_LINEAR)
+    report.tables.append(table("Linear layers: speed on pages ÷ on plain tensors", ["", ""], rows))
+
+
+def seconds(work: Callable[[], object], repeats: int = 20) -> float:
+    work()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    return time.perf_counter() - start
+
+
+# -- six models -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Arm:
+    """An engine of one policy, and what it has said and taken so far."""
+
+    engine: Engine
+    rounds: list[float] = field(default_factory=list)  # seconds
+    latencies: list[float] = field(default_factory=list)
+    num_waited: int = 0
+    num_calls: int = 0
+    texts: list[tuple[int, ...]] = field(default_factory=list)
+
+
+def compare(
+    report: Report, options: argparse.Namespace, config: ModelConfig, folders: list[Path],
+    order: str, link: float,
+) -> None:  # fmt: skip
+    agents, ticks = (2, 4) if options.quick else (options.agents, options.ticks)
+    rounds = 1 if options.quick else options.rounds
+    layout = WeightLayout(config, torch.float32, page_bytes_of(config))
+    model_bytes = sum(layout.runs) * layout.page_bytes
+    kv_pages = NUM_MODELS * agents * (-(-(PROMPT + OUTPUT) // 16) + 1)
+    tick_s = one_tick_s(folders, agents)
+    bandwidth = model_bytes / (link * tick_s)
+    pages = IN_MEMORY * sum(layout.runs) + kv_pages
+    arms = {
+        policy: Arm(engine_of(policy, folders, agents, pages * layout.page_bytes, bandwidth))
+        for policy in POLICIES
+    }
+    try:
+        for number in range(rounds + 1):  # the first warms up
+            for arm in arms.values():
+                play(arm, order, agents, ticks, number)
+    finally:
+        for arm in arms.values():
+            arm.engine.close()
+    same = all(arm.texts == arms["resident"].texts for arm in arms.values())
+    show(report, f"{order}, loading a model takes {link:g} of a tick", arms, ticks, agents, same)
+
+
+def page_bytes_of(config: ModelConfig) -> int:
+    return PageGeometry.choose(
+        config.num_layers, config.num_kv_heads, config.head_dim, 4
+    ).page_bytes
+
+
+def engine_of(
+    policy: str, folders: list[Path], agents: int, device_bytes: int, bandwidth: float
+) -> Engine:
+    """The engine's own model is the first, which no agent uses: it holds six more beside it."""
+    engine = Engine(
+        folders[0], policy=policy, device_memory=device_bytes, host_memory="2GB",
+        link_bandwidth=bandwidth if policy != "resident" else None, max_num_seqs=64,
+    )  # fmt: skip
+    for number, folder in enumerate(folders):
+        engine.add_model(f"model {number}", folder)
+        for agent in range(agents):
+            engine.agent(f"{number}.{agent}", model=f"model {number}")
+    return engine
+
+
+def one_tick_s(folders: list[Path], agents: int) -> float:
+    """What a tick computes when nothing has to move."""
+    arm = Arm(engine_of("resident", folders, agents, 0, 1e12))
+    with arm.engine:
+        for number in range(2):
+            play(arm, "cyclic", agents, NUM_MODELS, number)
+    return arm.rounds[-1] / NUM_MODELS
+
+
+def play(arm: Arm, order: str, agents: int, ticks: int, number: int) -> None:
+    """A round: in each tick, all agents of one model call. Who calls when is known."""
+    rng, engine = random.Random(number), arm.engine
+    turns = [
+        tick % NUM_MODELS if order == "cyclic" else min(int(rng.expovariate(0.7)), NUM_MODELS - 1)
+        for tick in range(ticks)
+    ]
+    before = engine.parts.memory.counters.demand_loads
+    start = time.perf_counter()
+    for tick, model in enumerate(turns):
+        requests = [
+            engine.agent(f"{model}.{agent}").request(
+                prompt_of(model, agent), max_tokens=OUTPUT, temperature=0.0, ignore_eos=True
+            )
+            for agent in range(agents)
+        ]
+        for reply in engine.run(requests):
+            assert isinstance(reply, Reply)
+            arm.texts.append(reply.token_ids)
+            arm.latencies.append(reply.latency_s)
+        later = turns[tick + 1 :]
+        engine.expect({
+            f"{other}.{agent}": 1.0 + (later.index(other) if other in later else ticks)
+            for other in range(NUM_MODELS)
+            for agent in range(agents)
+        })  # fmt: skip
+        engine.tick()
+        arm.num_calls += agents
+    if number:
+        arm.rounds.append(time.perf_counter() - start)
+    arm.num_waited += engine.parts.memory.counters.demand_loads - before
+
+
+def prompt_of(model: int, agent: int) -> list[int]:
+    rng = np.random.default_rng((model, agent))
+    found: list[int] = rng.integers(0, 1024, PROMPT).tolist()
+    return found
+
+
+def show(
+    report: Report, title: str, arms: dict[str, Arm], ticks: int, agents: int, same: bool
+) -> None:
+    rates = {policy: ticks * agents / statistics.median(arm.rounds) for policy, arm in arms.items()}
+    rows = []
+    for policy, arm in arms.items():
+        counters: Counters = arm.engine.parts.memory.counters
+        p95 = float(np.percentile(arm.latencies, 95))
+        rows.append([
+            policy, f"{rates[policy]:.1f}", f"{rates[policy] / rates['resident']:.2f}",
+            f"{100 * arm.num_waited / arm.num_calls:.0f} %", f"{1e3 * p95:.0f}",
+            f"{counters.loaded_pages + counters.read_pages}", f"{counters.compacted_pages}",
+        ])  # fmt: skip
+    columns = ["policy", "turns/s", "÷ resident", "calls that waited", "latency p95, ms",
+               "pages loaded", "moved"]  # fmt: skip
+    report.tables.append(
+        table(f"{NUM_MODELS} models in memory for {IN_MEMORY}: {title}", columns, rows)
+    )
+    report.figures[title] = {"rates": rates, "same": same}
+    best = rates["deadline"]
+    report.verdict(f"{title}: ÷ resident", best / rates["resident"], least=LEAST_OF_ROOF)
+    report.verdict(f"{title}: ÷ lru-swap", best / rates["lru-swap"], least=1.0)
+    said = "the same texts" if same else "OTHER TEXTS"
+    report.notes.append(f"{title}: {said} under all policies")
