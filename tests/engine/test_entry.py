@@ -331,7 +331,8 @@ def entries(engine: Engine, folder: Path) -> dict[str, Entry]:
         "MemoryView.demote": Entry(engine.memory.demote, {"agents": "ada"}),
         "Engine.register_kind": Entry(engine.register_kind, {"kind": TENSORS}),
         "AdapterRegistry.add": Entry(
-            engine.adapters.add, {"name": "a", "path": folder / "none", "replace": False, "model": None}),
+            engine.adapters.add,
+            {"name": "a", "path": folder / "none", "replace": False, "model": None}),
         "AdapterRegistry.remove": Entry(engine.adapters.remove, {"name": "a", "timeout": None}),
         "AdapterRegistry.info": Entry(engine.adapters.info, {"name": "a"}),
         "AdapterRegistry.update": Entry(engine.adapters.update, {"name": "a", "tensors": {}}),

@@ -265,7 +265,7 @@ def test_unknown_weights_are_refused() -> None:
         walk.memory.acquire(0, b"\0" * 16, 1, attachments=(weights_spec(b"x" * 16, 9),))
 
 
-# -- planted bugs: what the walks have to see -------------------------------------------------------
+# -- planted bugs: what the walks have to see -----------------------------------------------------
 
 
 def test_moving_pages_that_somebody_reads_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
