@@ -47,6 +47,8 @@ DOOR = (
     "scalesim.memory.counters",
     "scalesim.memory.disk.disk_link",
     "scalesim.memory.disk.slot_files",
+    "scalesim.memory.disk.slot_objects",
+    "scalesim.memory.disk.slot_store",
     "scalesim.memory.eviction.policies",
     "scalesim.memory.geometry",
     "scalesim.memory.image",

@@ -135,7 +135,7 @@ def restore_memory(parts: EngineParts, path: Path, manifest: dict[str, Any]) -> 
             for segment, found in zip(image.segments, places, strict=True)
         ]
         with SavedPages(SnapshotFolder(path), places, memory.page_bytes) as saved:
-            placed = put_image(memory, image, saved.read, parts.pages)
+            placed = put_image(memory, image, saved.read, parts.pages, parts.store)
         if placed.num_left_out:
             _warn(
                 f"{path}: {placed.num_left_out} of {num_pages} pages are computed again: "

@@ -16,6 +16,7 @@ from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pools.page_access import ArrayPages, PageAccess
 from scalesim.memory.pools.page_pool import MakePool, PagePool
 from scalesim.memory.pools.storage import allocate_pages
+from scalesim.testing.array_slots import ArraySlots
 from scalesim.testing.hostile_link import HostileLink
 from scalesim.testing.page_watch import PageWatch
 from scalesim.testing.tag_runner import BadHook, TagRunner, Verify
@@ -82,6 +83,7 @@ class Bed:
         self.disk = allocate_pages(max(1, disk_pages), page_bytes)
         self.timeline = Timeline()
         self.raw_link: Link = factories.link(self.device, self.host, self.timeline, seed)
+        self.store = ArraySlots(self.disk) if disk_pages else None
         if disk_pages:
             assert self.hostile is not None, self.raw_link
             self.hostile.add_disk(self.disk)

@@ -164,6 +164,13 @@ class LinkAround:
         self.link.close()
 
 
+def innermost(link: Link) -> Link:
+    """The link within all wrappers of ``link``: the one that copies."""
+    while isinstance(link, LinkAround):
+        link = link.link
+    return link
+
+
 class Timeline:
     """How far a queue of device work has come, for threads that wait for its fences."""
 
@@ -191,6 +198,12 @@ class Timeline:
             return self._changed.wait_for(lambda: self.has_reached(fence), timeout_s)
 
 
+def seconds_at(rate: float, num_bytes: int) -> float:
+    """Seconds that ``num_bytes`` take at ``rate``; infinite at 0, to which the rate of a link may
+    fall at any moment."""
+    return num_bytes / rate if rate else float("inf")
+
+
 def chunked(copies: Copies, page_bytes: int) -> list[Copies]:
     """``copies`` cut into chunks of at most ``MAX_CHUNK_BYTES`` and at least one page."""
     return cut(copies, max(1, MAX_CHUNK_BYTES // page_bytes))
@@ -198,6 +211,8 @@ def chunked(copies: Copies, page_bytes: int) -> list[Copies]:
 
 def cut(copies: Copies, step: int) -> list[Copies]:
     """``copies`` cut into parts of ``step`` pages; the last part may be shorter."""
+    if copies.num_pages <= step:  # nearly always: a part costs as much as a submit
+        return [copies] if copies.num_pages else []
     return [
         Copies(
             copies.direction,
