@@ -2,13 +2,13 @@
 
 KV can lie on any pages, since the kernels read it through the block table; a matrix must lie in one
 piece. Where no run of free pages is long enough, the window with the fewest pages in use is
-chosen, and these are copied to free pages elsewhere. Only pages whose segment no lease pins and no
-copy uses are moved, so nobody reads them meanwhile.
+chosen, and these are copied to free pages elsewhere. Only pages of segments that no lease pins and
+no copy uses are moved, so nobody reads them meanwhile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -32,10 +32,12 @@ class Compaction:
     ) -> None:
         self.tree, self._pool, self._counters, self._move = tree, pool, counters, move
 
-    def take_run(self, length: int) -> list[int] | None:
-        """Allocate ``length`` consecutive pages; as many are free in all. Returns ``None``, with
-        nothing changed, where every window has a page that cannot be moved now."""
-        places = self.movable() if self._move is not None else {}
+    def take_run(self, length: int, held: Collection[Segment] = ()) -> list[int] | None:
+        """Allocate ``length`` consecutive pages; as many are free in all. The segments ``held`` are
+        pinned once, for the request that the pages are for: it has no lease yet, so that they may
+        be moved all the same. Returns ``None``, with nothing changed, where every window has a page
+        that cannot be moved now."""
+        places = self.movable(held) if self._move is not None else {}
         start = self._cheapest_window(length, places)
         if start is None:
             return None
@@ -58,12 +60,13 @@ class Compaction:
             segment.move_page("device", block, target)
         self._counters.compacted_pages += len(in_use)
 
-    def movable(self) -> dict[int, tuple[Segment, int]]:
+    def movable(self, held: Collection[Segment]) -> dict[int, tuple[Segment, int]]:
         """The segment and block of each device page that may be moved. O(pages)."""
+        mine = set(held)
         return {
             page: (segment, block)
             for segment in self.tree
-            if not (segment.pins or segment.is_moving or segment.runs)
+            if not (segment.is_moving or segment.runs) and segment.pins == (segment in mine)
             for block, page in enumerate(segment.device)
         }
 

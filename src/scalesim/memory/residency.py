@@ -12,7 +12,7 @@ Pages that a copy uses are never freed. A load into device pages waits for their
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TypeAlias
 
 from scalesim.core import Fence
@@ -81,11 +81,12 @@ class Residency:
     # -- eviction: device pages for requests and prefetches --------------------------------------
 
     def take(
-        self, count: int, *, ahead_of: NextUse | None = None, runs: RunPlaces = ()
-    ) -> list[int] | None:
+        self, count: int, *, ahead_of: NextUse | None = None, runs: RunPlaces = (),
+        held: Collection[Segment] = (),
+    ) -> list[int] | None:  # fmt: skip
         """Allocate ``count`` device pages, evicting the segments that are used last. Those at the
-        places ``runs`` (offset, length) are consecutive. Returns ``None`` if too few can be freed
-        now.
+        places ``runs`` (offset, length) are consecutive; the segments ``held`` are pinned once, for
+        this request. Returns ``None`` if too few can be freed now.
 
         After a ``None``, pages may be free soon, once they are saved (``transfers.saving_pages``).
         With ``ahead_of``, the pages are for a load ahead of that use, and only segments that are
@@ -93,21 +94,25 @@ class Residency:
         """
         pages = None
         if self.device.num_free >= count or self._make_room(count, ahead_of):
-            pages = self._take_runs(count, runs, ahead_of) if runs else self.device.allocate(count)
+            pages = (
+                self._take_runs(count, runs, ahead_of, held)
+                if runs
+                else self.device.allocate(count)
+            )
         if ahead_of is None:
             self.allocation_failed = pages is None
         return pages
 
     def _take_runs(
-        self, count: int, places: RunPlaces, ahead_of: NextUse | None
+        self, count: int, places: RunPlaces, ahead_of: NextUse | None, held: Collection[Segment]
     ) -> list[int] | None:
         """``count`` pages, which are free, with runs at ``places``: the longest first, the pages
         between them last."""
         pages: list[int | None] = [None] * count
         for offset, length in sorted(places, key=lambda place: -place[1]):
-            run = self.compaction.take_run(length)
+            run = self.compaction.take_run(length, held)
             while run is None and self._make_room(self.device.num_free + 1, ahead_of):
-                run = self.compaction.take_run(length)
+                run = self.compaction.take_run(length, held)
             if run is None:
                 self.drops.free(self.tiers.device, [page for page in pages if page is not None])
                 return None

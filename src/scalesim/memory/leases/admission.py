@@ -7,6 +7,7 @@ records how the prompt was found. Growth takes pages in the same way: all of the
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -95,13 +96,15 @@ class Admission:
             ranking.pin(segment)
         if partial is not None:
             ranking.pin(partial.segment)
+        held = pinned if partial is None else [*pinned, partial.segment]
+        take = functools.partial(self.residency.take, runs=found.attachment_runs, held=held)
         moves = partial is not None and partial.moves
-        pages = self.residency.take(found.num_new_pages - moves, runs=found.attachment_runs)
+        pages = take(found.num_new_pages - moves)
         if pages is None and partial is not None:
             ranking.unpin(partial.segment)
             if not moves:  # the page of the partial block may be the one that is missing
                 found.partial = None
-                pages = self.residency.take(found.num_new_pages, runs=found.attachment_runs)
+                pages = take(found.num_new_pages)
         if pages is not None and found.num_to_recall:
             found.lacks_host_room = not self.residency.disk.can_recall(found.num_to_recall)
             if found.lacks_host_room:

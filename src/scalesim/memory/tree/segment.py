@@ -219,7 +219,7 @@ class Segment:
     def move_page(self, tier: TierName, block: int, page: int) -> None:
         """The content of ``block`` lies on another ``page`` of ``tier`` now."""
         run: Run = getattr(self, tier)
-        assert not (self.pins or self.is_moving), self
+        assert not self.is_moving, self
         run[block] = page
 
     def _tell_parent(self, tier: TierName, change: int) -> None:
