@@ -9,10 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from scalesim.batch import Runner
-from scalesim.core import Bytes2D, Int64s
+from scalesim.core import AgentId, Bytes2D, Int64s
+from scalesim.memory.disk.slot_store import SlotStore
 from scalesim.memory.eviction.policies import Policy, policy_named
+from scalesim.memory.image import LiveBlocks, MemoryImage, Placed, ReadBlocks, image_of, put_image
 from scalesim.memory.links.link import Link, Timeline
 from scalesim.memory.manager import MemoryManager
+from scalesim.memory.pools.page_access import ArrayPages
 from scalesim.memory.pools.page_pool import MakePool, PagePool
 from scalesim.memory.pools.storage import allocate_pages
 from scalesim.testing.array_slots import ArraySlots
@@ -34,10 +37,15 @@ def hostile_link(device: Bytes2D, host: Bytes2D, timeline: Timeline, seed: int) 
     return HostileLink(device, host, timeline, seed=seed, max_ticket_pages=1 + seed % 2)
 
 
+TakeImage = Callable[[MemoryManager, Callable[[AgentId], bool]], tuple[MemoryImage, LiveBlocks]]
+"""Takes what ``image_of`` takes."""
+
+
 @dataclass(frozen=True)
 class Factories:
     """The makers of the parts under test. ``policy`` replaces a world's own; ``runner`` wraps the
-    tag runner; with ``watched``, a ``PageWatch`` sees every access."""
+    tag runner; with ``watched``, a ``PageWatch`` sees every access. ``store`` makes the slot store
+    of the disk, and ``look`` takes images of memory."""
 
     pool: MakePool = PagePool
     link: MakeLink = hostile_link
@@ -45,6 +53,8 @@ class Factories:
     memory: MakeMemory = MemoryManager
     runner: Callable[[Runner], Runner] = lambda runner: runner
     watched: bool = True
+    store: Callable[[Bytes2D], SlotStore] = ArraySlots
+    look: TakeImage = image_of
 
 
 OURS = Factories()
@@ -82,7 +92,8 @@ class Bed:
         self.disk = allocate_pages(max(1, disk_pages), page_bytes)
         self.timeline = Timeline()
         self.raw_link: Link = factories.link(self.device, self.host, self.timeline, seed)
-        self.store = ArraySlots(self.disk) if disk_pages else None
+        self.pages = ArrayPages(self.device, self.host)
+        self.store = factories.store(self.disk) if disk_pages else None
         if disk_pages:
             assert self.hostile is not None, self.raw_link
             self.hostile.add_disk(self.disk)
@@ -102,8 +113,9 @@ class Bed:
         self.link: Link = self.raw_link
         self.runner: Runner = self.tags
         make_pool = factories.pool
+        self._watch: PageWatch | None = None
         if factories.watched:
-            watch = PageWatch(
+            watch = self._watch = PageWatch(
                 pages + 1, max(1, host_pages), block_size, num_rows, max_blocks, disk_pages
             )
             self.link, self.runner = watch.link(self.raw_link), watch.runner(self.tags)
@@ -125,6 +137,15 @@ class Bed:
     def hostile(self) -> HostileLink | None:
         """The link, if it is the hostile one, which can be told to move and to fail."""
         return self.raw_link if isinstance(self.raw_link, HostileLink) else None
+
+    def put(self, image: MemoryImage, read: ReadBlocks) -> Placed:
+        """Put ``image`` into memory, which is empty. See ``put_image``."""
+        placed = put_image(self.memory, image, read, self.pages, self.store)
+        if self._watch is not None:
+            for segment in self.memory.tree:
+                for tier in self.memory.tiers:
+                    self._watch.wrote(tier.name, tier.run(segment))
+        return placed
 
     def move(self, count: int = 1) -> None:
         """Let the link work: a hostile one for ``count`` events, another one for a moment."""

@@ -48,6 +48,16 @@ OF_ADAPTERS: list[Act] = [
     (3, "unload_adapter", some(9)),
     (2, "break_source", some(9)),
 ]
+OF_LASTING: list[Act] = [
+    (14, "idle", some(6)),
+    (6, "look", some()),
+    (6, "copy_blocks", some(30)),
+    (0.3, "read_slots", some()),
+    (1, "restart", some()),
+    (1, "turn_over", some(2 * AGENTS)),
+    (2, "fork_world", some()),
+    (1, "close_world", some()),
+]
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,7 @@ class MemoryWalk:
 
     def operations(self) -> list[Operation]:
         acts = ACTS + (OF_ADAPTERS if self.shape.adapters else [])
+        acts += OF_LASTING if self.shape.lasting else []
         return [*drawn(acts, self.seed, self.steps), ("quiesce", ())]
 
     def world(self, factories: Factories = OURS) -> MemoryWorld:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scalesim.batch import Batch, LaunchedStep, Runner, StepOutput
-from scalesim.core import Fence, Int64s
+from scalesim.core import Fence, Int64s, TierName
 from scalesim.memory.links.link import WAYS, Copies, Link, LinkAround
 from scalesim.memory.pools.page_pool import MakePool, Pool
 from scalesim.testing.races import Races, VectorClock, join
@@ -91,6 +91,10 @@ class PageWatch:
 
     def runner(self, runner: Runner) -> WatchedRunner:
         return WatchedRunner(runner, self)
+
+    def wrote(self, tier: TierName, pages: Sequence[int]) -> None:
+        """Note that the host wrote ``pages`` while nothing ran, as when a snapshot is restored."""
+        self._written[tier][list(pages)] = True
 
     # -- steps --------------------------------------------------------------------------------
 
