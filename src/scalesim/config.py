@@ -40,6 +40,7 @@ KV_DTYPES = ("auto", "fp8")
 MODEL_IMPLS = ("auto", "native", "transformers")
 SCHEMES = ("int8", "float8")
 MAX_NUM_SEQS = 1 << 16
+MAX_THREADS = 1 << 12
 _INT32 = 2**31 - 1
 _PREFIXES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _PREFIXES |= {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
@@ -277,6 +278,8 @@ class EngineConfig:
     an element (e4m3), on the device, on the host and on the link between. ``model_impl``:
     ``"native"``, ``"transformers"``, or ``"auto"``: native where the model is. ``quantize``:
     weights in ``"int8"`` or ``"float8"`` (needs torchao).
+    ``threads``: how many a CPU computes with, in this process; ``None``: as many as torch takes,
+    and no more than the physical cores that affinity and container allow.
     ``integrity``: what follows when memory's books do not add up, or something breaks inside:
     ``"quarantine"`` takes the pages in question out of use, ends the requests on them with
     ``InternalError`` and computes the state of all others anew; ``"raise"`` ends the engine;
@@ -304,6 +307,7 @@ class EngineConfig:
     kv_dtype: str = setting("auto", _among(KV_DTYPES))
     model_impl: str = setting("auto", _among(MODEL_IMPLS))
     quantize: str | None = setting(None, _or_none(_among(SCHEMES)))
+    threads: int | None = setting(None, _or_none(_from(1, MAX_THREADS)))
     seed: int = setting(0, _from(-(2**63), 2**63 - 1))
     integrity: Literal["quarantine", "raise", "off"] = setting("quarantine", _among(INTEGRITY))
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)  # fields by name, too

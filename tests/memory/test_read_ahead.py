@@ -10,13 +10,14 @@ from scalesim.core import Bytes2D
 from scalesim.errors import AdapterError
 from scalesim.memory.audit.integrity import check_integrity
 from scalesim.memory.leases.adapters import AdapterContent, adapter_spec
+from scalesim.memory.links.link import PageSource
 from scalesim.memory.manager import MemoryManager
 from tests.memory.test_residency import PAGE, SIZE, manager, settle, tokens, turn
 
 PAGES = 4
 
 
-class Folder:
+class Folder(PageSource):
     def read(self) -> Bytes2D:
         return np.zeros((PAGES, PAGE), np.uint8)
 

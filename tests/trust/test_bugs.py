@@ -14,6 +14,7 @@ from tests.trust import bugs
         bugs.MEMORY,
         bugs.ADAPTERS,
         bugs.DISK,
+        bugs.STATE,
         bugs.LIVES,
         bugs.POWER,
         bugs.READS,

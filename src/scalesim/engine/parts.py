@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from scalesim.batch import Runner
 from scalesim.config import CallLimits
+from scalesim.engine.kinds import Kinds
 from scalesim.memory.audit.auditor import Integrity
 from scalesim.memory.disk.slot_store import SlotStore
 from scalesim.memory.links.link import Link
@@ -29,7 +30,7 @@ class EngineParts:
     ``pages`` reads and writes both pools, for snapshots; ``None``: these are without pages.
     ``store`` is where the pages of the disk tier lie, likewise; ``None``: there is no disk.
     ``kv_identity`` names all that KV depends on beside tokens and adapters; pages of another are
-    not restored."""
+    not restored. ``kinds``: the kinds of state that agents may keep."""
 
     runner: Runner
     memory: MemoryManager
@@ -47,3 +48,4 @@ class EngineParts:
     pages: PageAccess | None = None
     store: SlotStore | None = None
     kv_identity: Callable[[], str] = lambda: ""
+    kinds: Kinds = field(default_factory=Kinds)

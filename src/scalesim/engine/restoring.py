@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from scalesim.engine.world import WorldState
 from scalesim.errors import AdapterError, ScaleSimError, SnapshotError, SnapshotWarning
 from scalesim.memory.image import MemoryImage, Placed, put_agents, put_image
 from scalesim.memory.image_columns import from_columns
+from scalesim.memory.kinds import OriginSource
 from scalesim.memory.state import StateAccess
 from scalesim.requests.adapter_registry import AdapterRegistry
 from scalesim.sampling.keys import RequestCounts
@@ -155,7 +157,10 @@ def restore_values(parts: EngineParts, path: Path, manifest: dict[str, Any]) -> 
         return
     left_out = values["owners"]
     if parts.pages is not None:
-        left_out = StateAccess(parts.memory, parts.pages).put_image(values)
+        source_of = partial(
+            OriginSource, page_bytes=parts.memory.page_bytes, named=parts.kinds.named
+        )
+        left_out = StateAccess(parts.memory, parts.pages).put_image(values, source_of)
     if left_out:
         agent, name = left_out[0][:2]
         _warn(

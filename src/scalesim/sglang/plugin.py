@@ -20,6 +20,8 @@ RUST_REFUSED = (
 )
 _CORE = "sglang.srt.mem_cache.unified_cache.unified_tree_core.UnifiedTreeCore"
 _CACHE = "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache"
+_OLD_CACHE = "sglang.srt.mem_cache.radix_cache.RadixCache"  # what storage back-ends still build on
+_ANY_CACHE = "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache"
 _log = logging.getLogger(__name__)
 _done = False
 
@@ -48,6 +50,9 @@ def _register() -> None:
     for target, hook, kind in (
         ("sglang.srt.managers.scheduler.Scheduler._add_request_to_queue", queued, HookType.BEFORE),
         (f"{_CACHE}.on_release", released, HookType.AFTER),
+        (f"{_ANY_CACHE}.on_release", released, HookType.AFTER),
+        (f"{_OLD_CACHE}._insert_cache", inserted, HookType.AFTER),
+        (f"{_OLD_CACHE}._split_node", old_node_split, HookType.AFTER),
         (f"{_CORE}._add_new_node", node_added, HookType.AFTER),
         (f"{_CORE}._split_node", node_split, HookType.AFTER),
         (
@@ -92,6 +97,21 @@ def node_split(result: Any, core: Any, key: Any, child: Any, split_len: int) -> 
     """A node was split in two."""
     if strategy_of(core) is not None:
         split_owners(result[0], child)
+
+
+def inserted(result: Any, cache: Any, req: Any, *args: Any, **named: Any) -> None:
+    """A request's tokens are in an old cache, which is not told whose they are."""
+    if strategy_of(cache) is not None:
+        from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
+
+        found = cache.match_prefix(MatchPrefixParams(key=result[0]))
+        add_owner(found.last_device_node, req.session_id)
+
+
+def old_node_split(upper: Any, cache: Any, key: Any, child: Any, split_len: int) -> None:
+    """A node of an old cache was split in two."""
+    if strategy_of(cache) is not None:
+        split_owners(upper, child)
 
 
 def core_chosen(name: str, asked: str, params: Any) -> None:

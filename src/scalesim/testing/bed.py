@@ -12,10 +12,10 @@ from scalesim.batch import Runner
 from scalesim.core import AgentId, Bytes2D, Int64s
 from scalesim.memory.disk.slot_store import SlotStore
 from scalesim.memory.eviction.policies import Policy, policy_named
-from scalesim.memory.image import LiveBlocks, MemoryImage, Placed, ReadBlocks, image_of, put_image
+from scalesim.memory.image import LiveBlocks, MemoryImage, image_of
 from scalesim.memory.links.link import Link, Timeline
 from scalesim.memory.manager import MemoryManager
-from scalesim.memory.pools.page_access import ArrayPages
+from scalesim.memory.pools.page_access import ArrayPages, PageAccess
 from scalesim.memory.pools.page_pool import MakePool, PagePool
 from scalesim.memory.pools.storage import allocate_pages
 from scalesim.testing.array_slots import ArraySlots
@@ -64,8 +64,8 @@ class Bed:
     """Memory with pools of ``pages`` (and the null page), ``host_pages`` and ``disk_pages`` pages
     of ``block_size`` tags each; only a hostile link has a disk.
 
-    ``raw_link`` and ``tags`` are the link and the runner themselves; ``link`` and ``runner`` are
-    the same with the watch around them, as the engine's parts get them.
+    ``raw_link`` and ``tags`` are the link and the runner themselves; ``link``, ``runner`` and
+    ``pages`` have the watch around them, as the engine's parts get them.
     """
 
     def __init__(
@@ -92,7 +92,6 @@ class Bed:
         self.disk = allocate_pages(max(1, disk_pages), page_bytes)
         self.timeline = Timeline()
         self.raw_link: Link = factories.link(self.device, self.host, self.timeline, seed)
-        self.pages = ArrayPages(self.device, self.host)
         self.store = factories.store(self.disk) if disk_pages else None
         if disk_pages:
             assert self.hostile is not None, self.raw_link
@@ -112,14 +111,15 @@ class Bed:
         )
         self.link: Link = self.raw_link
         self.runner: Runner = self.tags
+        self.pages: PageAccess = ArrayPages(self.device, self.host)
         make_pool = factories.pool
-        self._watch: PageWatch | None = None
         if factories.watched:
-            watch = self._watch = PageWatch(
+            watch = PageWatch(
                 pages + 1, max(1, host_pages), block_size, num_rows, max_blocks, disk_pages
             )
             self.link, self.runner = watch.link(self.raw_link), watch.runner(self.tags)
-            make_pool = watch.pool(factories.pool)
+            self.pages, make_pool = watch.pages(self.pages), watch.pool(factories.pool)
+            self.store = None if self.store is None else watch.store(self.store)
         self.runner = factories.runner(self.runner)
         self.memory = factories.memory(
             block_size=block_size,
@@ -137,15 +137,6 @@ class Bed:
     def hostile(self) -> HostileLink | None:
         """The link, if it is the hostile one, which can be told to move and to fail."""
         return self.raw_link if isinstance(self.raw_link, HostileLink) else None
-
-    def put(self, image: MemoryImage, read: ReadBlocks) -> Placed:
-        """Put ``image`` into memory, which is empty. See ``put_image``."""
-        placed = put_image(self.memory, image, read, self.pages, self.store)
-        if self._watch is not None:
-            for segment in self.memory.tree:
-                for tier in self.memory.tiers:
-                    self._watch.wrote(tier.name, tier.run(segment))
-        return placed
 
     def move(self, count: int = 1) -> None:
         """Let the link work: a hostile one for ``count`` events, another one for a moment."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from scalesim.core import Bytes2D
 from scalesim.memory.image import BlockRange, CopiedBlocks, LiveBlocks, MemoryImage
+from scalesim.memory.pools.page_access import ArrayPages
 from scalesim.memory.tree.segment import TOKEN_BYTES
 from scalesim.testing.bed import Bed
 
@@ -28,7 +29,8 @@ class WorldSnapshot:
         ranges = [BlockRange(index, 0, segment.num_content) for index, segment in found]
         size = self.image.block_size * TOKEN_BYTES
         self.num_copied += len(ranges)
-        self.copied.append(self.live.copy(ranges, bed.pages, bed.store, size))
+        pages = ArrayPages(bed.device, bed.host)  # not watched: parts of pages are unwritten
+        self.copied.append(self.live.copy(ranges, pages, bed.store, size))
 
     def read(self) -> None:
         """Read what was copied."""
