@@ -163,18 +163,18 @@ def play(llm: Any, settings: ArmSettings, folder: Path) -> dict[str, Any]:
     }
 
 
-def count_adapter_loads() -> list[int]:
-    """The numbers of the LoRA adapters that vLLM reads from disk from now on."""
-    from vllm.lora.worker_manager import WorkerLoRAManager
+def count_adapter_loads() -> list[str]:
+    """The folders of the LoRA adapters that vLLM reads from disk from now on."""
+    from vllm.lora.lora_model import LoRAModel
 
-    loads: list[int] = []
-    load = WorkerLoRAManager._load_adapter
+    loads: list[str] = []
+    load = LoRAModel.from_local_checkpoint
 
-    def noted(manager: Any, adapter: Any) -> Any:
-        loads.append(adapter.lora_int_id)
-        return load(manager, adapter)
+    def noted(folder: str, *args: Any, **named: Any) -> Any:
+        loads.append(folder)
+        return load(folder, *args, **named)
 
-    WorkerLoRAManager._load_adapter = noted
+    LoRAModel.from_local_checkpoint = noted
     return loads
 
 

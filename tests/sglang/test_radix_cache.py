@@ -102,6 +102,7 @@ class Rows:
 @pytest.fixture(scope="module", autouse=True)
 def hooks() -> None:
     load(CACHE)
+    load("sglang.srt.lora.eviction_policy")
     register()
     # the scheduler needs a GPU: its hook cannot be applied, which is logged
     importlib.import_module("sglang.srt.plugins.hook_registry").HookRegistry.apply_hooks()
@@ -160,7 +161,7 @@ def share_found(policy: str, calls: list[int], *, old: bool = False) -> float:
         said = {"now": now, "next": soon}
         request = SimpleNamespace(
             rid=f"r{now}", session_id=f"agent {agent}",
-            sampling_params=SimpleNamespace(custom_params={"scalesim": said}),
+            sampling_params=SimpleNamespace(custom_params={"scalesim": said}), lora_id=None,
         )  # fmt: skip
         queued(SimpleNamespace(tree_cache=cache), request)
         tokens = array("q", [agent * 1000 + number for number in range(TOKENS)])
@@ -207,3 +208,32 @@ def test_next_use_finds_what_belady_finds(order: str, old: bool) -> None:
     assert share_found(POLICY, calls, old=old) >= 0.95 * best
     if order != "w1":  # where LRU does well too
         assert share_found("lru", calls, old=old) < 0.7 * best
+
+
+def adapter_loads(policy: str) -> int:
+    """Loads of six adapters in a cycle by SGLang's LRU of adapters, with slots for three."""
+    module = importlib.import_module("sglang.srt.lora.eviction_policy")
+    lru, held = module.get_eviction_policy("lru"), set[str]()
+    cache, loads = make_cache(policy, "python", Slots(ROOM)), 0
+    for now in range(48):
+        adapter = f"adapter {now % 6}"
+        params = SimpleNamespace(custom_params={"scalesim": {"now": now, "next": now + 6}})
+        request = SimpleNamespace(
+            rid=f"r{now}", session_id=adapter, lora_id=adapter, sampling_params=params
+        )
+        queued(SimpleNamespace(tree_cache=cache), request)
+        lru.mark_used(adapter)
+        if adapter not in held:
+            loads += 1
+            if len(held) == 3:
+                gone = lru.select_victim({*held})
+                held.remove(gone)
+                lru.remove(gone)
+            held.add(adapter)
+        released(None, cache, request, checkpointed=True)
+    return loads
+
+
+def test_adapters_leave_by_next_use() -> None:
+    assert adapter_loads("lru") == 48
+    assert adapter_loads(POLICY) <= 31  # two of five are found, once all have been there
