@@ -21,7 +21,7 @@ from rich.console import Console
 
 from scalesim.cli import main, play
 from scalesim.cli.demo import first_difference
-from scalesim.cli.options import BLOCKING_SWAP, DemoOptions
+from scalesim.cli.options import DemoOptions
 from scalesim.cli.play import Play, PlayScore, Said
 from scalesim.cli.screen import Screen
 from scalesim.cli.stage import Stage
@@ -118,7 +118,7 @@ def test_an_arm_stands_still_while_others_play(
     queued: list[int] = []
     monkeypatch.setattr(play.Play, "__init__", remembered)
     monkeypatch.setattr(play.Play, "round", checked)
-    line = small(village_model, "--link", "0.01", "--policies", "deadline", BLOCKING_SWAP)
+    line = small(village_model, "--link", "0.003", "--policies", "deadline", "lru-swap")
     assert main(line) == 0
     assert max(queued) > 0, "no copy was under way between two rounds"
 
