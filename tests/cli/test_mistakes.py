@@ -63,7 +63,7 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
         "request_timeout": (*POSITIVE, "1e9"), "drain_timeout": (*POSITIVE, "1e9"),
         "gpu_memory_utilization": SHARE, "chat_template": ("", "{% if %}", "no/such/file.jinja"),
         "generation_config": FLAG, "dtype": NAME, "kv_cache_dtype": NAME,
-        "quantization": NAME, "device": NAME,
+        "quantization": NAME, "device": NAME, "threads": NUMBER,
         "device_memory": (*SIZE, "1kB"), "host_memory": SIZE, "policy": (*NAME, "oracle"),
         "disk": ("a\0b", "log.json"), "disk_memory": SIZE, "block_size": NUMBER, "seed": WHOLE,
         "dummy_weights": FLAG,

@@ -100,6 +100,11 @@ def test_a_gpus_link_is_not_slowed() -> None:
         backend_for(tiny_model(), config, SmallDevice())
 
 
+def test_a_gpu_computes_without_the_cpus_threads() -> None:
+    with pytest.raises(ConfigError, match="threads=4 is for device='cpu'"):
+        backend_for(tiny_model(), EngineConfig(threads=4), SmallDevice())
+
+
 def test_auto_sizes() -> None:
     config = EngineConfig()
     assert num_device_pages(config, DEADLINE, 1000, CpuBackend()) == 10**6

@@ -65,7 +65,7 @@ def test_no_system_is_too_odd(texts: dict[str, str | None]) -> None:
     with TemporaryDirectory() as folder:
         section = Section("host")
         host.memory(section, tree(Path(folder), texts))
-        host.processors(section, Path(folder))
+        host.cores(section, Path(folder))
         host.taken(section, Settings(), False)
     for name, fact in section.facts.items():
         if name.endswith("_bytes"):
@@ -95,12 +95,19 @@ def test_the_lowest_limit_of_the_groups_counts(
     assert ("warning" in levels(section)) == (room < 5 * 10**9)
 
 
-def test_fewer_cores_than_the_system_shows(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("asked", "is_too_many"), [("2", True), ("1", False), ("", False)])
+def test_more_threads_are_asked_for_than_the_container_may_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, is_too_many: bool
+) -> None:
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
     files = {"proc/self/cgroup": f"0::/{GROUP}", f"sys/fs/cgroup/{GROUP}/cpu.max": "50000 100000"}
     section = Section("host")
-    host.processors(section, tree(tmp_path, dict(files)))
+    host.cores(section, tree(tmp_path, dict(files)))
     assert section.facts["container_cores"] == 0.5
-    assert section.findings[0].knob == "OMP_NUM_THREADS=1"
+    assert section.facts["auto_threads"] == 1
+    knobs = [finding.knob for finding in section.findings]
+    assert knobs == ["unset OMP_NUM_THREADS: an engine takes 1 by itself"] * is_too_many
 
 
 def test_pinned_memory_and_the_limit_on_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,6 +83,8 @@ class ServeOptions:
     """Weights in int8 or float8."""
     device: str = _ENGINE.device
     """Where to compute: cpu, cuda, cuda:1, or auto, which takes a GPU where there is one."""
+    threads: Annotated[int | None, COUNT] = _ENGINE.threads
+    """Threads that a CPU computes with; as many as cores and container allow if not given."""
     device_memory: Annotated[str, MEMORY_OR_AUTO] = str(_ENGINE.device_memory)
     """Size of the device pool, like 20GB or 512MiB; auto: 1GB, or what a GPU has left."""
     host_memory: Annotated[str, MEMORY_OR_AUTO] = str(_ENGINE.host_memory)
@@ -105,6 +107,7 @@ class ServeOptions:
         """The engine's settings. Raises ``ConfigError``."""
         return EngineConfig(
             device=self.device,
+            threads=self.threads,
             device_memory=self.device_memory,
             host_memory=self.host_memory,
             disk=self.disk,

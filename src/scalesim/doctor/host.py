@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from scalesim.device.processors import control_groups, number, processors, read
 from scalesim.doctor.findings import Section, Settings
 from scalesim.engine.backends import CpuBackend
 from scalesim.errors import ScaleSimError
 from scalesim.memory.pools.pinned import default_host_bytes
+from scalesim.model.runner.threads import VARIABLES
 
 UNLIMITED_BYTES = 1 << 60  # cgroups of version 1 write no limit as almost 2**63
 
@@ -16,7 +18,7 @@ UNLIMITED_BYTES = 1 << 60  # cgroups of version 1 write no limit as almost 2**63
 def probe(settings: Settings) -> Section:
     section = Section("host")
     memory(section, Path("/"))
-    processors(section, Path("/"))
+    cores(section, Path("/"))
     taken(section, settings, places_on_gpu(settings.device))
     return section
 
@@ -51,20 +53,21 @@ def memory(section: Section, root: Path) -> None:
         )
 
 
-def processors(section: Section, root: Path) -> None:
-    cores: int | None = os.cpu_count()
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    quota = cpu_quota(root)
-    section.facts["cores"] = cores
-    section.facts["container_cores"] = quota
-    if cores is not None and quota is not None and quota < cores:
-        section.find(
-            "warning",
-            f"the container may use {quota:g} of {cores} cores; torch starts a thread a core, and "
-            "they are stopped together when the quota is used up",
-            f"OMP_NUM_THREADS={max(1, int(quota))}",
-        )
+def cores(section: Section, root: Path) -> None:
+    """Facts about processors, and the threads that an engine takes of itself."""
+    found = processors(root)
+    section.facts["processors"], section.facts["cores"] = found.logical, found.cores
+    section.facts["container_cores"] = found.quota
+    section.facts["auto_threads"] = found.num_threads
+    for name in VARIABLES:
+        asked = number(os.environ.get(name))
+        if asked is not None and asked > found.num_threads:
+            section.find(
+                "warning",
+                f"{name} asks for {asked} threads, and {found.num_threads} can run at once: of "
+                f"{found.cores} cores the container may use {found.quota or found.cores:g}",
+                f"unset {name}: an engine takes {found.num_threads} by itself",
+            )
 
 
 def taken(section: Section, settings: Settings, on_gpu: bool) -> None:
@@ -108,21 +111,6 @@ def room_bytes(section: Section) -> int | None:
 # -- reading -------------------------------------------------------------------------------------
 
 
-def read(path: Path) -> str | None:
-    """The text of a file; ``None`` if it cannot be read."""
-    try:
-        return path.read_text(errors="replace").strip()
-    except OSError:
-        return None
-
-
-def number(text: str | None) -> int | None:
-    """A number in a file of the kernel; ``None`` for ``max`` and other text."""
-    if text is None or not text.isascii() or not text.isdigit():
-        return None
-    return int(text) if len(text) < 20 else None
-
-
 def choice(text: str | None) -> str | None:
     """``always [madvise] never`` -> ``madvise``."""
     marked = [word.strip("[]") for word in (text or "").split() if word.startswith("[")]
@@ -145,41 +133,16 @@ def cgroup_memory(root: Path) -> tuple[int | None, int | None]:
     and its ancestors; for versions 2 and 1."""
     found: list[tuple[int, int | None]] = []
     for group, limit, used in (
-        *((folder, "memory.max", "memory.current") for folder in groups(root, "")),
+        *((folder, "memory.max", "memory.current") for folder in control_groups(root, "")),
         *(
             (folder, "memory.limit_in_bytes", "memory.usage_in_bytes")
-            for folder in groups(root, "memory")
+            for folder in control_groups(root, "memory")
         ),
     ):
         max_bytes = number(read(group / limit))
         if max_bytes is not None and max_bytes < UNLIMITED_BYTES:
             found.append((max_bytes, number(read(group / used))))
     return min(found, key=lambda pair: pair[0]) if found else (None, None)
-
-
-def cpu_quota(root: Path) -> float | None:
-    """The cores that control groups of version 2 allow this process."""
-    shares: list[float] = []
-    for group in groups(root, ""):
-        parts = (read(group / "cpu.max") or "").split()
-        quota, period = (number(part) for part in (parts if len(parts) == 2 else ("", "")))
-        if quota and period:
-            shares.append(quota / period)
-    return min(shares, default=None)
-
-
-def groups(root: Path, controller: str) -> list[Path]:
-    """The folders of this process's control group and its ancestors; ``controller`` is empty for
-    version 2."""
-    mount = root / "sys/fs/cgroup" / controller
-    for line in (read(root / "proc/self/cgroup") or "").splitlines():
-        parts = line.split(":", 2)
-        if len(parts) == 3 and controller in parts[1].split(","):
-            here = mount / parts[2].strip("/")
-            if ".." not in here.parts:
-                depth = len(here.parts) - len(mount.parts)
-                return [here, *here.parents[:depth]]
-    return [mount]
 
 
 def locked_limit() -> int | None:

@@ -1,7 +1,7 @@
 """Copy threads: the half of a link that keeps queues and runs one thread for each direction.
 
 A subclass says how pages are copied: between two arrays (``ThreadLink``), or between host memory
-and slot files (``DiskThreads``).
+and the slots of the disk tier (``DiskThreads``).
 """
 
 from __future__ import annotations

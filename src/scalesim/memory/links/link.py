@@ -36,7 +36,9 @@ class LinkError(ScaleSimError):
 
 class PageSource(Protocol):
     """Gives the pages of state that is read, not computed. Called on a link's thread, or on any
-    other."""
+    other. ``read_s``: the seconds that a read takes; ``None``: as reads have taken so far."""
+
+    read_s: float | None = None
 
     def read(self) -> Bytes2D:
         """All pages, uint8 ``[num_pages, page_bytes]``: the same bytes each time. Raises
@@ -45,7 +47,7 @@ class PageSource(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class InMemorySource:
+class InMemorySource(PageSource):
     """A source whose pages are in memory already, uint8 ``[num_pages, page_bytes]``."""
 
     pages: Bytes2D
@@ -196,6 +198,12 @@ class Timeline:
             return self._changed.wait_for(lambda: self.has_reached(fence), timeout_s)
 
 
+def seconds_at(rate: float, num_bytes: int) -> float:
+    """Seconds that ``num_bytes`` take at ``rate``; infinite at 0, to which the rate of a link may
+    fall at any moment."""
+    return num_bytes / rate if rate else float("inf")
+
+
 def chunked(copies: Copies, page_bytes: int) -> list[Copies]:
     """``copies`` cut into chunks of at most ``MAX_CHUNK_BYTES`` and at least one page."""
     return cut(copies, max(1, MAX_CHUNK_BYTES // page_bytes))
@@ -203,6 +211,8 @@ def chunked(copies: Copies, page_bytes: int) -> list[Copies]:
 
 def cut(copies: Copies, step: int) -> list[Copies]:
     """``copies`` cut into parts of ``step`` pages; the last part may be shorter."""
+    if copies.num_pages <= step:  # nearly always: a part costs as much as a submit
+        return [copies] if copies.num_pages else []
     return [
         Copies(
             copies.direction,
