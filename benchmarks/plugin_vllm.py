@@ -90,7 +90,7 @@ def _play(report: Report, order: str, options: argparse.Namespace) -> list[list[
         found[name] = one = run_arm(settings, options.python)
         hits, counts = sum(one["cached"]), one["counts"]
         own_side = connector == "ScaleSimConnector"
-        share = one["hook_seconds"] / one["seconds"]
+        share = sum(one["hook_seconds"].values()) / one["seconds"]
         rows.append([
             order, name, f"{hits / prompts:.3f}", f"{hits / max(1, best):.3f}",
             f"{counts['device_hit_tokens'] / max(1, hits):.2f}" if own_side else "",

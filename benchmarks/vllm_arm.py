@@ -50,6 +50,7 @@ class ArmSettings:
     aborts: int = 0  # before so many groups, a call begins and is aborted after a step
     resets: int = 0  # before so many groups, all caches are emptied while a call runs
     adapters: int = 0  # LoRA adapters, which agents have in turn
+    adapter_slots: int = 0  # how many of them the device holds; 0: all
     known: int = 0  # agents that are spoken of before the first call, and never call
     seed: int = 0
 
@@ -97,7 +98,8 @@ def make_llm(folder: Path, settings: ArmSettings) -> Any:
         max_model_len=settings.prefix + settings.new + settings.output + settings.block_size,
         max_num_seqs=16, max_num_batched_tokens=2048,
         enable_prefix_caching=True, kv_transfer_config=transfer, disable_log_stats=True,
-        seed=0, enable_lora=bool(settings.adapters), max_loras=max(1, settings.adapters),
+        seed=0, enable_lora=bool(settings.adapters),
+        max_loras=max(1, settings.adapter_slots or settings.adapters),
     )  # fmt: skip
 
 
@@ -108,20 +110,20 @@ def play(llm: Any, settings: ArmSettings, folder: Path) -> dict[str, Any]:
 
     core = llm.llm_engine.engine_core.engine_core
     cached, texts, number, counts = [], [], 0, []
+    loads = count_adapter_loads()
     spent = HookTime()
     spent.watch(core.scheduler)
     if settings.known:
         others = {f"other {agent}": NO_NEXT_CALL + agent for agent in range(settings.known)}
         core.scalesim_expect(others, True, dict.fromkeys(others, 1.0))
-        spent.seconds = 0.0
-    begin = time.perf_counter()
+        spent.seconds.clear()
+    begin = time.process_time()
     for group in settings.groups:
         prompts, params = [], []
         for agent, now, soon in group:
             said = {"agent": str(agent), "now": now, "next": soon}
             if settings.out_of_band:
                 core.scalesim_tick(1.0, now)
-                core.scalesim_expect({str(agent): soon}, True, {str(agent): 1.0})
                 said = {"agent": str(agent)}
             prompts.append({"prompt_token_ids": settings.prompt(agent, number)})
             params.append(
@@ -138,11 +140,14 @@ def play(llm: Any, settings: ArmSettings, folder: Path) -> dict[str, Any]:
             interrupt(llm, settings, number, abort=False)
         adapters = [lora_of(settings, agent, folder) for agent, _, _ in group]
         outputs = llm.generate(prompts, params, lora_request=adapters, use_tqdm=False)
+        if settings.out_of_band:
+            for agent, _, soon in group:
+                core.scalesim_expect({str(agent): soon}, True, {str(agent): 1.0})
         for output in outputs:
             cached.append(output.num_cached_tokens or 0)
             texts.append(list(output.outputs[0].token_ids))
         counts.append(core.scalesim_stats())
-    took = time.perf_counter() - begin
+    took = time.process_time() - begin  # of the processor: other programs do not count
     while core.scheduler.has_requests():  # copies under way
         llm.llm_engine.step()
     scheduler = core.scheduler
@@ -153,16 +158,32 @@ def play(llm: Any, settings: ArmSettings, folder: Path) -> dict[str, Any]:
         "hook_seconds": spent.seconds,
         "counts": counts[-1] or {} if counts else {},
         "free_blocks": scheduler.kv_cache_manager.block_pool.get_num_free_blocks(),
+        "adapter_loads": len(loads),
         "copies": (core.scalesim_stats() or {}).get("copies", 0),
     }
 
 
+def count_adapter_loads() -> list[str]:
+    """The folders of the LoRA adapters that vLLM reads from disk from now on."""
+    from vllm.lora.lora_model import LoRAModel
+
+    loads: list[str] = []
+    load = LoRAModel.from_local_checkpoint
+
+    def noted(folder: str, *args: Any, **named: Any) -> Any:
+        loads.append(folder)
+        return load(folder, *args, **named)
+
+    LoRAModel.from_local_checkpoint = noted
+    return loads
+
+
 class HookTime:
-    """Seconds in which the plug-in's code runs, or the queue that it orders; calls from one to the
-    other count once."""
+    """Seconds of the processor's time in the plug-in's code, or in the queue that it orders, by
+    method; calls from one to the other count once."""
 
     def __init__(self) -> None:
-        self.seconds = 0.0
+        self.seconds: dict[str, float] = {}
         self._inside = False
 
     def watch(self, scheduler: Any) -> None:
@@ -182,11 +203,12 @@ class HookTime:
         def timed(*args: Any, **named: Any) -> Any:
             if self._inside:
                 return method(*args, **named)
-            self._inside, begin = True, time.perf_counter()
+            self._inside, begin = True, time.thread_time()
             try:
                 return method(*args, **named)
             finally:
-                self.seconds += time.perf_counter() - begin
+                spent = time.thread_time() - begin
+                self.seconds[method.__name__] = self.seconds.get(method.__name__, 0.0) + spent
                 self._inside = False
 
         return timed

@@ -47,10 +47,13 @@ DOOR = (
     "scalesim.memory.counters",
     "scalesim.memory.disk.disk_link",
     "scalesim.memory.disk.slot_files",
+    "scalesim.memory.disk.slot_objects",
+    "scalesim.memory.disk.slot_store",
     "scalesim.memory.eviction.policies",
     "scalesim.memory.geometry",
     "scalesim.memory.image",
     "scalesim.memory.image_columns",
+    "scalesim.memory.kinds",
     "scalesim.memory.lease",
     "scalesim.memory.leases.adapters",
     "scalesim.memory.leases.blobs",
@@ -130,11 +133,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "scalesim.memory.owners": (*TREE, "scalesim.memory.eviction", "scalesim.memory.prefetch"),
     "scalesim.memory.prefetch": (*TREE, "scalesim.memory.eviction", "scalesim.memory.residency"),
+    "scalesim.memory.kinds": (*MEMORY, "scalesim.memory.links"),
     "scalesim.memory.lease": TREE,
     "scalesim.memory.misses": (*TREE, "scalesim.memory.lease", "scalesim.memory.prefetch"),
     "scalesim.memory.leases": (
         *TREE,
         "scalesim.memory.eviction",
+        "scalesim.memory.kinds",
         "scalesim.memory.lease",
         "scalesim.memory.misses",
         "scalesim.memory.owners",
@@ -161,6 +166,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "scalesim.batch_options",
         "scalesim.device",
         "scalesim.memory.geometry",
+        "scalesim.memory.kinds",
         "scalesim.memory.leases.adapters",  # what a read adapter is to memory
         "scalesim.memory.links",  # the timeline of fences that a runner and a link share
         "scalesim_kernels",
@@ -206,6 +212,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "scalesim.batch",
         "scalesim.batch_options",
         "scalesim.memory",
+    ),
+    "scalesim.testing.kind_contract": (
+        *VALUES,
+        "scalesim.memory.kinds",
+        "scalesim.testing.contracts",
+        "torch",
     ),
     "scalesim.testing.tag_parts": (
         *SCHEDULING,
@@ -259,6 +271,7 @@ TORCH_MODULES = (
     "scalesim.device.cuda",
     "scalesim.memory.pools.pinned",
     "scalesim.memory.pools.storage",
+    "scalesim.testing.kind_contract",  # views are made of tensors
 )
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from scalesim.config import EngineConfig
     from scalesim.engine.agent import Agent, Reply, Request
     from scalesim.engine.engine import Engine
+    from scalesim.memory.kinds import StateKind
     from scalesim.requests.adapter import Adapter
     from scalesim.sampling.params import SamplingParams
 
@@ -30,6 +31,7 @@ __all__ = [
     "Reply",
     "Request",
     "SamplingParams",
+    "StateKind",
     "__version__",
     "errors",
 ]
@@ -44,6 +46,7 @@ _HOME = {
     "Reply": "scalesim.engine.agent",
     "Request": "scalesim.engine.agent",
     "SamplingParams": "scalesim.sampling.params",
+    "StateKind": "scalesim.memory.kinds",
 }
 
 

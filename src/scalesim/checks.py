@@ -182,6 +182,11 @@ def path_of(name: str, value: object, error: Error = RequestError) -> Path:
     return path
 
 
+def is_url(place: str) -> bool:
+    """Whether ``place`` names a store by URL, and is no path."""
+    return "://" in place
+
+
 def function(name: str, value: object, takes: str, error: Error = RequestError) -> None:
     """Refuse a value that is not callable; ``takes`` names its parameters."""
     if not callable(value):

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
-from scalesim.checks import flag, instance, number, one_of, path_of, refuse, shown, text, whole
+from scalesim.checks import (
+    flag,
+    instance,
+    is_url,
+    number,
+    one_of,
+    path_of,
+    refuse,
+    shown,
+    text,
+    whole,
+)
 from scalesim.errors import ConfigError
 from scalesim.memory.eviction.policies import policy_named
 from scalesim.memory.geometry import BLOCK_SIZES
@@ -145,6 +156,11 @@ def _folder(name: str, value: object) -> str:
     return str(path_of(name, value, ConfigError))
 
 
+def _store(name: str, value: object) -> str:
+    """A folder, or the URL of an object store."""
+    return value if isinstance(value, str) and is_url(value) else _folder(name, value)
+
+
 def _utilization(name: str, value: object) -> float:
     return number(name, value, 0.0, 1.0, ConfigError, above=True)
 
@@ -241,8 +257,10 @@ class EngineConfig:
     ``device_memory``, ``host_memory``: sizes of the two pools, like ``"20GB"``, ``"500G"`` or
     ``"1.5GiB"``, or in bytes (0: no host pool); ``"auto"`` is 1 GB
     and 4 GB on a CPU; beside a GPU, what its memory leaves and 70 % of the host's that is
-    available. ``disk``: a folder for state that the host pool has no room for; ``None``: no disk.
-    ``disk_memory``: the most bytes that it takes there; ``"auto"`` is 80 % of what is free.
+    available. ``disk``: a folder for state that the host pool has no room for, or the URL of an
+    object store, like ``"s3://bucket/prefix"``; ``None``: neither.
+    ``disk_memory``: the most bytes that it takes there; ``"auto"`` is 80 % of what is free in the
+    folder, and is not known of an object store.
     ``disk_bandwidth``: the most bytes a second to and from the disk, each; ``None``: as fast as it
     goes. ``gpu_memory_utilization``: with ``"auto"``, the share of a GPU's memory that
     weights, workspace and device pool may take together. ``link_bandwidth``: on a CPU, the most
@@ -272,7 +290,7 @@ class EngineConfig:
     device: str = setting("auto", _device)
     device_memory: str | int = setting("auto", _memory)
     host_memory: str | int = setting("auto", _memory)
-    disk: str | None = setting(None, _or_none(_folder))
+    disk: str | None = setting(None, _or_none(_store))
     disk_memory: str | int = setting("auto", _memory)
     disk_bandwidth: str | int | None = setting(None, _or_none(_bandwidth))
     gpu_memory_utilization: float | None = setting(None, _or_none(_utilization))

@@ -48,8 +48,29 @@ def test_an_unmodified_program(
     assert found["traffic"]["calls"] == 31 and 0.5 < found["reuse"]["possible"] < 1.0
     assert [arm["hits"] > 0 for arm in found["arms"]] == [True] * 4
     assert found["capacity"]["on_device"] < found["capacity"]["with_host"]
+    assert found["plugin"] is None and "plug-in" not in caught.err
     assert "sk-of-the-user" not in figures.read_text() + trace.read_text() + caught.err
     assert main(["replay", str(trace), "--policy", "deadline"]) == 0
+
+
+def test_what_a_plug_in_did_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of 30 calls of 100 tokens each; what was counted before is not the program's."""
+    monkeypatch.setenv("COLUMNS", "400")
+    program, figures = tmp_path / "sim.py", tmp_path / "f.json"
+    program.write_text(PROGRAM)
+    counts: dict[str, float] = {
+        "now": 0.0, "prompt_tokens": 9000, "device_hit_tokens": 9, "host_hit_tokens": 0,
+        "saved_blocks": 5, "prefetched_blocks": 5,
+    }  # fmt: skip
+    with served(Upstream(counts=counts).app) as url:
+        line = ["run", "--upstream", url, "--out", str(figures)]
+        assert main([*line, "--", sys.executable, str(program)]) == 3
+    said = capfd.readouterr().err
+    assert "64% of 3000 prompt tokens: 40% on the device, 24% on the host" in said
+    assert "Without it: not measured" in said
+    assert json.loads(figures.read_text())["plugin"]["device_hit_tokens"] == 1200
 
 
 def test_a_program_that_makes_no_call(

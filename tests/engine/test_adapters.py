@@ -141,7 +141,7 @@ def test_a_damaged_adapter_fails_its_agents_calls_only(tmp_path: Path) -> None:
         weights = bad / "adapter_model.safetensors"
         intact = weights.read_bytes()
         for change, reason in (
-            (lambda: weights.write_bytes(intact[:-4] + b"\0\0\0\1"), "changed on disk since"),
+            (lambda: weights.write_bytes(intact[:-4] + b"\0\0\0\1"), "changed since"),
             (lambda: weights.write_bytes(intact[:-9]), "not a readable safetensors file"),
             (lambda: weights.unlink(), "adapter_model.safetensors is missing"),
         ):

@@ -1,4 +1,5 @@
-"""An engine above a disk: the same texts, also where the disk is slow, full, damaged or gone."""
+"""An engine above a disk or an object store: the same texts, also where that is slow, full, damaged
+or gone."""
 
 from __future__ import annotations
 
@@ -7,11 +8,13 @@ import logging
 import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from scalesim.engine.build import parts_for, with_settings
 from scalesim.engine.engine import Engine
@@ -22,7 +25,15 @@ from tests.engine.world import BLOCK, PAGE_BYTES, TOKENIZER, said, tiny_engine, 
 QUARTER, EIGHTH = FULL // 4, FULL // 8
 
 
-def engine_above(folder: Path, **settings: Any) -> Engine:
+@pytest.fixture
+def remote() -> Iterator[str]:
+    """The URL of an object store in memory."""
+    yield "memory://bucket/state"
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+
+
+def engine_above(folder: Path | str, **settings: Any) -> Engine:
     given = {
         "device_pages": QUARTER,
         "host_pages": EIGHTH,
@@ -60,6 +71,44 @@ def test_every_policy_gives_the_texts_of_unlimited_memory(
             census = engine.memory.census()
             assert sum(view.pages.disk for view in census.agents) > 0
     assert not list(tmp_path.glob("disk/slots-*"))
+
+
+@pytest.mark.parametrize("policy", ["deadline", "lru-swap"])
+def test_an_object_store_gives_the_texts_of_unlimited_memory(policy: str, remote: str) -> None:
+    with engine_above(remote, policy=policy) as engine:
+        play(engine)
+        stats = engine.stats
+        assert stats.spilled_bytes and stats.unspilled_bytes
+        assert sum(view.pages.disk for view in engine.memory.census().agents) > 0
+        assert MemoryFileSystem.store
+    assert not MemoryFileSystem.store
+
+
+@pytest.mark.parametrize("what", ["damaged", "gone", "unreadable", "unwritable"])
+def test_an_object_store_that_breaks_is_done_without(
+    what: str, remote: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: object, *arguments: object, **options: object) -> None:
+        raise ConnectionError("refused")
+
+    def hurt(turn: int) -> None:
+        store = MemoryFileSystem()
+        for path in list(store.store):
+            if what == "gone":
+                store.rm_file(path)
+            elif what == "damaged":
+                store.pipe_file(path, b"x" * store.size(path))
+
+    with caplog.at_level(logging.WARNING), engine_above(remote) as engine:
+        if what in ("unreadable", "unwritable"):
+            call = "cat_file" if what == "unreadable" else "pipe_file"
+            monkeypatch.setattr(MemoryFileSystem, call, refuse)
+        play(engine, hurt)
+        assert engine.stats.restarts == 0
+        monkeypatch.undo()
+    told = "going on without" if what.startswith("un") else "damaged state is computed again"
+    assert caplog.text.count(told) == 1
+    assert f"disk {remote}" in caplog.text
 
 
 @pytest.mark.parametrize(("policy", "is_used"), [("deadline", False), ("lru-swap", True)])
@@ -142,6 +191,8 @@ def test_a_disk_that_refuses_is_done_without(
         ({"disk_memory": "900TB"}, ["disk_memory=900TB", "free", "give less"]),
         ({"disk": __file__}, [__file__, "is no folder"]),
         ({"disk": 7}, ["disk"]),
+        ({"disk": "nosuch://a/b"}, ["nosuch://a/b", "Protocol not known", "give another one"]),
+        ({"disk": "memory://a", "disk_memory": "auto"}, ["disk_memory='auto'", "memory://a"]),
         ({"disk_bandwidth": "fast"}, ["disk_bandwidth"]),
     ],
 )
@@ -160,25 +211,64 @@ def test_two_engines_do_not_share_a_folder(tmp_path: Path) -> None:
         assert engine.memory.tiers["disk"].num_pages > 100
 
 
-@pytest.mark.filterwarnings("ignore::scalesim.errors.SnapshotWarning")  # of what is left out
-def test_a_snapshot_above_a_disk_goes_on_with_the_same_texts(tmp_path: Path) -> None:
-    """What is on the disk alone is no part of a snapshot, and is computed again."""
-    with tiny_engine(policy="resident", digests=True) as engine:
-        TURNS.play(engine)
-        again = said(TURNS.play(engine))
-    with engine_above(tmp_path / "a") as engine:
-        TURNS.play(engine)
-        assert sum(view.pages.disk for view in engine.memory.census().agents) > 0
-        engine.snapshot(tmp_path / "snapshot")
-    settings = {
+def settings_above(disk: Path | str) -> dict[str, Any]:
+    return {
         "device_memory": PAGE_BYTES * (QUARTER + 1),
         "host_memory": PAGE_BYTES * EIGHTH,
-        "disk": tmp_path / "b",
+        "disk": disk,
         "disk_memory": "8MB",
         "digests": True,
         "block_size": BLOCK,
         "integrity": "raise",
     }
-    parts = parts_for(tiny_model(), with_settings(None, settings), tokenizer=TOKENIZER)
+
+
+@cache
+def said_later() -> list[Any]:
+    """What is said after all turns, once more."""
+    with tiny_engine(policy="resident", digests=True) as engine:
+        TURNS.play(engine)
+        return said(TURNS.play(engine))
+
+
+@pytest.mark.parametrize("place", ["disk", "remote"])
+def test_a_snapshot_has_what_is_on_the_disk_alone(place: str, tmp_path: Path, remote: str) -> None:
+    """It comes back to a disk, and nothing is computed twice."""
+    above = tmp_path / "a" if place == "disk" else remote
+    with engine_above(above) as engine:
+        TURNS.play(engine)
+        held = sum(view.pages.total for view in engine.memory.census().agents)
+        assert sum(view.pages.disk for view in engine.memory.census().agents) > 0
+        taken = engine.snapshot(tmp_path / "snapshot")
+        assert engine.snapshot(tmp_path / "snapshot").num_new_pages == 0
+    below = tmp_path / "b" if place == "disk" else f"{remote}/b"
+    parts = parts_for(tiny_model(), with_settings(None, settings_above(below)), tokenizer=TOKENIZER)
     with Engine.restore(tmp_path / "snapshot", parts) as engine:
-        assert said(TURNS.play(engine)) == again
+        restored = engine.restored
+        assert restored is not None and restored.num_missing == 0
+        assert restored.num_pages == taken.num_pages >= held
+        assert sum(view.pages.disk for view in engine.memory.census().agents) > 0
+        assert said(TURNS.play(engine)) == said_later()
+
+
+@pytest.mark.filterwarnings("ignore::scalesim.errors.SnapshotWarning")  # of what is left out
+@pytest.mark.parametrize("call", ["posix_fallocate", "pwrite", "preadv"])
+def test_a_snapshot_goes_on_without_a_disk_that_refuses(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it cannot be read for the snapshot, and where it cannot be written when that is
+    restored: what is missing is computed again."""
+
+    def refuse(*arguments: object) -> int:
+        raise OSError(errno.EIO, "refused")
+
+    with engine_above(tmp_path / "a") as engine:
+        TURNS.play(engine)
+        if call == "preadv":
+            monkeypatch.setattr(os, call, refuse)
+        engine.snapshot(tmp_path / "snapshot")
+    monkeypatch.setattr(os, call, refuse)
+    above = settings_above(tmp_path / "b")
+    parts = parts_for(tiny_model(), with_settings(None, above), tokenizer=TOKENIZER)
+    with Engine.restore(tmp_path / "snapshot", parts) as engine:
+        assert said(TURNS.play(engine)) == said_later()

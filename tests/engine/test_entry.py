@@ -37,6 +37,7 @@ from scalesim.engine.inbox import Inbox
 from scalesim.engine.memory_view import MemoryView
 from scalesim.errors import ScaleSimError
 from scalesim.memory.prefetch.config import PlannerConfig
+from scalesim.model.values import TENSORS
 from scalesim.requests.adapter import Adapter
 from scalesim.requests.adapter_registry import AdapterRegistry
 from scalesim.requests.call import Call
@@ -326,6 +327,7 @@ def entries(engine: Engine, folder: Path) -> dict[str, Entry]:
         "MemoryView.pin": Entry(engine.memory.pin, {"agents": ["ada"], "seconds": 1.0}),
         "MemoryView.release": Entry(engine.memory.release, {"agents": "ada"}),
         "MemoryView.demote": Entry(engine.memory.demote, {"agents": "ada"}),
+        "Engine.register_kind": Entry(engine.register_kind, {"kind": TENSORS}),
         "AdapterRegistry.add": Entry(
             engine.adapters.add, {"name": "a", "path": folder / "none", "replace": False}),
         "AdapterRegistry.remove": Entry(engine.adapters.remove, {"name": "a", "timeout": None}),
@@ -461,8 +463,8 @@ def public() -> dict[str, Any]:
         if not callable(thing):
             continue
         found[path] = thing
-        if not inspect.isclass(thing) or path in ("distance.Estimates",):
-            continue
+        if not inspect.isclass(thing) or path in ("distance.Estimates", "StateKind"):
+            continue  # the methods of a kind are the user's, called by the engine
         for name, member in inspect.getmembers(thing, inspect.isfunction):
             is_source = issubclass(thing, Source)
             if not name.startswith("_") and not (is_source and name in OF_SOURCES):

@@ -9,7 +9,7 @@ from scalesim.core import Bytes2D
 from scalesim.errors import AttachmentError
 from scalesim.memory.audit.integrity import check_integrity
 from scalesim.memory.lease import AttachmentSpec
-from scalesim.memory.links.link import LinkError
+from scalesim.memory.links.link import LinkError, PageSource
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.tree.segment import Segment
 from tests.memory.test_residency import SIZE, manager, settle, tokens, turn
@@ -17,7 +17,7 @@ from tests.memory.test_residency import SIZE, manager, settle, tokens, turn
 PAGES = 3
 
 
-class Picture:
+class Picture(PageSource):
     """Gives the content of a picture's pages."""
 
     def read(self) -> Bytes2D:

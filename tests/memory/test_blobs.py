@@ -9,7 +9,7 @@ import pytest
 from scalesim.core import Bytes2D
 from scalesim.errors import StateError, StateLostError
 from scalesim.memory.audit.integrity import check_integrity
-from scalesim.memory.leases.blobs import ValueForm
+from scalesim.memory.kinds import ValueForm
 from scalesim.memory.links.link import LinkError
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pools.page_access import ArrayPages
@@ -71,7 +71,7 @@ def test_a_policy_without_a_host_pool_refuses() -> None:
     memory = manager(6, 6, "resident")
     with pytest.raises(StateError, match="policy 'resident' has no host pool here"):
         access_to(memory).write("ada", "memory", FORM, rows(1, 1))
-    assert memory.blobs.names() == {}
+    assert memory.blobs.books() == {}
 
 
 def test_only_pages_that_differ_are_written_on_both_tiers() -> None:

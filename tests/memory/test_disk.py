@@ -8,7 +8,7 @@ import pytest
 
 from scalesim.memory.audit.integrity import check_integrity
 from scalesim.memory.eviction.policies import policy_named
-from scalesim.memory.links.link import Copies, LinkError
+from scalesim.memory.links.link import Copies, Direction, Link, LinkError
 from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.prefetch.config import PlannerConfig
@@ -40,7 +40,7 @@ class FailingReads(VirtualLink):
 
 
 def manager(
-    pages: int, host: int, disk: int, policy: str = "deadline", disk_rate: float = DISK_RATE
+    pages: int, host: int, disk: int, policy: str = "deadline", link: Link | None = None
 ) -> MemoryManager:
     return MemoryManager(
         block_size=SIZE,
@@ -50,7 +50,7 @@ def manager(
         disk_pages=disk,
         num_rows=9,
         policy=policy_named(policy),
-        link=FailingReads(PAGE, RATE, disk_rate),
+        link=link or FailingReads(PAGE, RATE, DISK_RATE),
         planner_config=PlannerConfig(clean_fraction=0.5),
     )
 
@@ -245,6 +245,37 @@ def test_an_unreadable_block_is_computed_again() -> None:
         assert memory.counters.failed_transfers >= 1
         assert where(memory, agent) == (0, 0, 0)
         check_integrity(memory)
+
+
+class GivenUp(VirtualLink):
+    """A virtual link whose disk is given up after so many looks at its rates."""
+
+    looks = 10**9
+
+    def rate(self, direction: Direction) -> float:
+        if direction in ("up", "down"):
+            self.looks -= 1
+            if self.looks < 0:
+                return 0.0
+        return super().rate(direction)
+
+
+@pytest.mark.parametrize("policy", ["deadline", "lru-swap"])
+def test_a_disk_may_be_given_up_between_any_two_looks(policy: str) -> None:
+    """The thread that copies gives it up while memory decides."""
+    num_given_up = 0
+    for looks in range(60):
+        link = GivenUp(PAGE, RATE, DISK_RATE)
+        memory = manager(4, 4, 40, policy, link=link)
+        town(memory, 8)
+        link.looks = looks
+        for agent in on_disk_alone(memory, 8):
+            memory.hint([(agent, 0.0)])
+            work(memory, 2)
+            turn(memory, agent, 2)
+            check_integrity(memory)
+        num_given_up += link.looks < 0
+    assert num_given_up > 5
 
 
 def test_without_room_on_the_host_a_request_computes_again() -> None:

@@ -21,7 +21,8 @@ from scalesim.testing.memory_world import MAX_LEASES, MemoryWorld, WorldShape
 
 SHAPES = [
     WorldShape(16, 1.0, 4), WorldShape(12, 2.0, 2, "lru-swap"), WorldShape(24, 0.0, 4),
-    WorldShape(16, 1.0, 4, adapters=3), WorldShape(9, 0.5, 1),
+    WorldShape(16, 1.0, 4, adapters=3), WorldShape(9, 0.5, 1), WorldShape(12, 0.5, 2, disk=4.0),
+    WorldShape(16, 0.75, 1, "lru-swap", disk=2.0),
 ]  # fmt: skip
 
 
@@ -33,14 +34,16 @@ def walked(seed: int) -> MemoryWorld:
     for name, arguments in walk.operations()[:-1]:  # all but the end, which lets go of everything
         if name not in ("quiesce", "forget_all"):
             getattr(world, name)(*arguments)
-    assert any(segment.num_available for segment in world.manager.tree)
-    return world
+    if any(segment.num_available for segment in world.manager.tree):
+        return world
+    return walked(seed + 100 * len(SHAPES))  # it ended with all agents forgotten
 
 
-def fresh(shape: WorldShape, pages: int, host: int) -> Bed:
+def fresh(shape: WorldShape, pages: int, host: int, disk: int) -> Bed:
     return Bed(
         OURS, pages=pages, host_pages=host, block_size=shape.block_size, policy=shape.policy,
         max_num_seqs=MAX_LEASES, max_blocks=pages + 1, steps_in_flight=2,
+        disk_pages=disk,
     )  # fmt: skip
 
 
@@ -64,17 +67,18 @@ def taken(memory: MemoryManager, bed: Bed) -> tuple[MemoryImage, list[Bytes2D]]:
     """An image and all of its pages."""
     image, live = image_of(memory, lambda id: True)
     ranges = [BlockRange(at, 0, found.num_content) for at, found in enumerate(image.segments)]
-    pages = live.read(ranges, ArrayPages(bed.device, bed.host), image.block_size * 4)
+    access = ArrayPages(bed.device, bed.host)
+    pages = live.copy(ranges, access, bed.store, image.block_size * 4).read()
     assert [len(rows) for rows in pages] == [found.num_content for found in image.segments]
     return image, pages
 
 
 def put(image: MemoryImage, pages: list[Bytes2D], bed: Bed) -> Placed:
     access = ArrayPages(bed.device, bed.host)
-    return put_image(bed.memory, image, lambda at, count: pages[at][:count], access)
+    return put_image(bed.memory, image, lambda at, count: pages[at][:count], access, bed.store)
 
 
-@pytest.mark.parametrize("seed", range(22))
+@pytest.mark.parametrize("seed", range(28))
 def test_an_image_goes_into_other_pools(seed: int) -> None:
     world = walked(seed)
     image, pages = taken(world.manager, world.bed)
@@ -83,7 +87,7 @@ def test_an_image_goes_into_other_pools(seed: int) -> None:
     shape = world.shape
     most = 2 * len(pages) + sum(map(len, pages)) + 1
     num_pages, num_host = rng.choice([most, 4, 8]), rng.choice([0, 3, most])
-    bed = fresh(shape, num_pages, num_host)
+    bed = fresh(shape, num_pages, num_host, rng.choice([0, 3, most]))
     placed = put(image, pages, bed)
     check_integrity(bed.memory)
     again, copies = taken(bed.memory, bed)
@@ -106,11 +110,11 @@ def test_what_was_dropped_meanwhile_is_left_out() -> None:
     image, live = image_of(world.manager, lambda id: True)
     ranges = [BlockRange(at, 0, found.num_content) for at, found in enumerate(image.segments)]
     access = ArrayPages(world.bed.device, world.bed.host)
-    before = live.read(ranges, access, image.block_size * 4)
+    before = live.copy(ranges, access, world.bed.store, image.block_size * 4).read()
     for agent in range(5):
         world.manager.forget(agent)
     world.manager.clear()
-    after = live.read(ranges, access, image.block_size * 4)
+    after = live.copy(ranges, access, world.bed.store, image.block_size * 4).read()
     assert sum(map(len, after)) < sum(map(len, before))
     for old, new in zip(before, after, strict=True):
         assert not len(new) or np.array_equal(old[: len(new)], new)
@@ -123,7 +127,8 @@ def test_nothing_is_read_of_a_memory_that_began_anew() -> None:
     ranges = [BlockRange(at, 0, found.num_content) for at, found in enumerate(image.segments)]
     world.manager.reset()
     access = ArrayPages(world.bed.device, world.bed.host)
-    assert sum(map(len, live.read(ranges, access, image.block_size * 4))) == 0
+    copied = live.copy(ranges, access, world.bed.store, image.block_size * 4)
+    assert sum(map(len, copied.read())) == 0
 
 
 def test_columns_of_others_are_refused() -> None:
@@ -160,6 +165,8 @@ def test_pages_of_a_device() -> None:
 def test_pools_of_the_same_sizes_hold_everything(seed: int) -> None:
     world = walked(seed)
     image, pages = taken(world.manager, world.bed)
-    bed = fresh(world.shape, world.shape.pages, int(world.shape.pages * world.shape.host))
+    shape = world.shape
+    host, disk = int(shape.pages * shape.host), int(shape.pages * shape.disk)
+    bed = fresh(shape, shape.pages, host, disk)
     assert put(image, pages, bed) == Placed(sum(map(len, pages)), 0)
     check_integrity(bed.memory)

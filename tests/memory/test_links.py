@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from scalesim.core import Bytes2D, Fence
+from scalesim.memory.links import copy_threads
 from scalesim.memory.links import link as links
 from scalesim.memory.links.blocking_link import BlockingLink
-from scalesim.memory.links.link import Copies, LinkError, Timeline
+from scalesim.memory.links.link import Copies, LinkAround, LinkError, Timeline, innermost
 from scalesim.memory.links.thread_link import ThreadLink
 from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.testing.hostile_link import HostileLink
@@ -71,6 +72,51 @@ def test_a_paced_link_closes_in_the_middle_of_a_wait() -> None:
     link.submit(Copies("out", [1], [5]))
     link.close()
     assert link.queued_bytes("in") in (0, PAGE)  # begun or not
+
+
+def test_a_pause_is_no_time_for_a_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was submitted meanwhile does not begin, what had begun takes its whole time after it,
+    and the rate is that of a link without the pause."""
+    now = [0.0]
+    monkeypatch.setattr(copy_threads.time, "perf_counter", lambda: now[0])
+    device, host = pools()
+    bandwidth = PAGE / 10.0  # a page takes ten seconds of ``now``
+    link = ThreadLink(device, host, Timeline(), bandwidth)
+    (begun,) = link.submit(Copies("in", [0], [4]))
+    while not (device[0] == host[4]).all():  # copied, and waiting for its time to be over
+        assert link.poll() == []
+    link.pause()
+    link.pause()
+    (later,) = link.submit(Copies("in", [1], [5]))
+    now[0] += 100.0
+    assert not link.wait(0.05) and link.queued_bytes("in") == 2 * PAGE
+    link.resume()
+    link.resume()  # changes nothing
+    assert not link.wait(0.05) and not (device[1] == host[5]).all()
+    for ticket in (begun, later):
+        while not (device[ticket - 1] == host[ticket + 3]).all():
+            assert link.poll() == []
+        now[0] += 10.0
+        link.pause()
+        link.resume()  # looks at the clock again
+        assert drain(link, 1) == {ticket: None}
+    assert link.rate("in") == pytest.approx(bandwidth)
+    link.close()
+
+
+def test_a_paused_link_closes() -> None:
+    device, host = pools()
+    link = ThreadLink(device, host, Timeline(), bandwidth=1e-3)
+    link.submit(Copies("in", [0], [4]))
+    link.pause()
+    link.submit(Copies("out", [1], [5]))
+    link.close()
+    assert link.queued_bytes("out") == PAGE
+
+
+def test_the_innermost_link_is_the_one_that_copies() -> None:
+    link = VirtualLink(PAGE, 1.0)
+    assert innermost(link) is innermost(BlockingLink(LinkAround(link))) is link
 
 
 def test_thread_link_waits_for_the_fence_and_nobody_waits_for_it() -> None:

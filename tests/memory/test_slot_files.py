@@ -13,7 +13,8 @@ import pytest
 from scalesim.core import Bytes2D
 from scalesim.errors import ConfigError
 from scalesim.memory.disk import slot_files
-from scalesim.memory.disk.slot_files import BLOCK_BYTES, BadSlotError, SlotFiles
+from scalesim.memory.disk.slot_files import BLOCK_BYTES, SlotFiles
+from scalesim.memory.disk.slot_store import BadSlotError
 
 
 def pool(num_pages: int, page_bytes: int, seed: int) -> Bytes2D:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from scalesim.core import Bytes2D, Fence
 from scalesim.errors import AdapterError
-from scalesim.memory.links.link import Copies, InMemorySource, LinkError, Timeline
+from scalesim.memory.links.link import Copies, InMemorySource, LinkError, PageSource, Timeline
 from scalesim.memory.links.source_link import SourceLink
 from scalesim.memory.links.thread_link import ThreadLink
 from scalesim.memory.pools.storage import writer
@@ -26,7 +26,7 @@ HOST = 12
 
 
 @dataclass
-class Gate:
+class Gate(PageSource):
     """A source that waits until it is opened, and says that it was asked."""
 
     pages: Bytes2D
@@ -39,7 +39,7 @@ class Gate:
         return self.pages
 
 
-class Broken:
+class Broken(PageSource):
     def __init__(self, error: Exception) -> None:
         self.error = error
 

@@ -26,7 +26,7 @@ from scalesim.testing.memory_world import (
     MemoryWorld,
     WorldShape,
 )
-from scalesim.testing.walks import run
+from scalesim.testing.walks import play, run
 
 EXAMPLES, STEPS_PER_EXAMPLE = 390, 60
 small = st.integers(0, 20)
@@ -49,6 +49,7 @@ class MemoryMachine(RuleBasedStateMachine):
         seed=st.integers(0, 2**16),
         adapters=st.sampled_from([0, 1, 3]),
         disk=st.sampled_from([0.0, 0.5, 3.0]),
+        blobs=st.sampled_from([0, 2]),
     )
     def begin(self, **shape: Any) -> None:
         self.world = MemoryWorld(WorldShape(**shape))
@@ -72,6 +73,26 @@ class MemoryMachine(RuleBasedStateMachine):
     @rule(name=st.integers(0, 2))
     def break_source(self, name: int) -> None:
         self.world.break_source(name)
+
+    @rule(agent=agents, name=st.integers(0, 1), num_pages=small, pick=st.integers(0, 99))
+    def set_blob(self, agent: int, name: int, num_pages: int, pick: int) -> None:
+        self.world.set_blob(agent, name, num_pages, pick)
+
+    @rule(agent=agents, name=st.integers(0, 1))
+    def delete_blob(self, agent: int, name: int) -> None:
+        self.world.delete_blob(agent, name)
+
+    @rule(agent=agents)
+    def read_blobs(self, agent: int) -> None:
+        self.world.read_blobs(agent)
+
+    @rule(agent=agents, pick=st.integers(0, 99))
+    def use_blobs(self, agent: int, pick: int) -> None:
+        self.world.use_blobs(agent, pick)
+
+    @rule(which=st.integers(0, 2))
+    def break_blobs(self, which: int) -> None:
+        self.world.break_blobs(which)
 
     @rule(count=st.integers(1, 20), mask=st.integers(1, 63))
     def launch(self, count: int, mask: int) -> None:
@@ -224,6 +245,30 @@ def test_pools_above_a_disk(num_pages: int, policy: str) -> None:
         moved[0] += counters.spilled_pages
         moved[1] += counters.staged_pages + counters.recalled_pages
     assert num_pages < 8 or all(moved), moved
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_pools_with_state_of_the_agents_own(policy: str) -> None:
+    """KV, adapters and state in one pool: written whole and in part, read, forked, deleted,
+    forgotten; loaded ahead where the policy looks ahead."""
+    kept = loaded = 0
+    for seed, num_pages in enumerate([3, 6, 12, 24] * 3):
+        host, disk, block_size = [(1.0, 0.0, 4), (0.75, 3.0, 2), (2.0, 0.0, 1)][seed % 3]
+        shape = WorldShape(num_pages, host, block_size, policy, seed, 3 * (seed % 2), disk, 2)
+        walk = MemoryWalk(shape, seed, 200)
+        world = walk.world()
+        for _ in play(world, walk.operations()):
+            own = [segment for segment in world.manager.tree if segment.loss == "fatal"]
+            kept += len(own)
+            loaded += sum(segment.is_ready for segment in own)
+    assert bool(kept) == POLICIES[policy].host
+    assert bool(loaded) == POLICIES[policy].look_ahead
+
+
+def test_room_for_state_is_made_of_what_is_half_on_the_device_and_half_on_the_disk() -> None:
+    """A walk that once failed: nothing moved, and the host had no room for what must be kept."""
+    shape = WorldShape(12, 0.5, 2, "deadline", 8, disk=4.0, blobs=2)
+    run(MemoryWalk(shape, 8, 200))
 
 
 def test_making_room_for_a_copy_does_not_join_what_is_copied_with_what_is_above_it() -> None:

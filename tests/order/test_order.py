@@ -124,6 +124,36 @@ def test_the_order_is_that_of_a_model(seed: int) -> None:
         assert len(tier.order) == sum(held.values()) == len(board.keys)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_how_many_leave_before_a_key(seed: int) -> None:
+    """As taking them one by one says, of keys that are in the order and of others; asking changes
+    nothing."""
+    rng, tier = random.Random(seed), Tier()
+    keys, others = tier.board.keys, list[Key]()
+    for now in range(40):
+        tier.board.tick(to=float(now))
+        agent = rng.randrange(NUM_AGENTS)
+        soon = now + rng.randrange(1, 20) if rng.random() < 0.7 else None
+        tier.call(agent, [*own(agent)[: rng.randrange(1, DEPTH + 1)], (agent, now)], soon=soon)
+        others = [key for key in others if key not in tier.order]
+        if rng.random() < 0.3 and (key := tier.order.peek()) is not None:
+            tier.order.discard(key)  # it is elsewhere
+            others.append(key)
+        asked = rng.choice([*others, *own(agent)[:1]])
+        limit = rng.randrange(2 * len(tier.order) + 1)
+        counted = tier.order.num_before(asked, limit)
+        taken = tier.order.take(len(tier.order))
+        for key in taken:
+            tier.order.add(key)
+        before = 0
+        while before < len(taken) and keys.leaves_before(taken[before], asked):
+            before += 1
+        assert counted == min(limit, before)
+        assert tier.order.take(len(taken)) == taken
+        for key in taken:
+            tier.order.add(key)
+
+
 def belady(calls: Sequence[int], capacity: int) -> list[int]:
     """The blocks that each call finds if those leave that are used last: by looking ahead."""
     cache: set[tuple[int, int]] = set()

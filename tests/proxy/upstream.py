@@ -30,6 +30,7 @@ class Upstream:
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     refuse: int = 0
+    counts: dict[str, float] | None = None  # of a plug-in, which each call moves on
 
     def app(self) -> Starlette:
         return Starlette(
@@ -38,12 +39,18 @@ class Upstream:
                 Route("/v1/completions", self.complete, methods=["POST"]),
                 Route("/v1/models", self.models),
                 Route("/v1/agents/hints", self.take_hints, methods=["POST"]),
+                Route("/scalesim/stats", self.stats),
             ]
         )
 
     async def models(self, request: Request) -> Response:
         data = [{"id": "m", "object": "model", "created": 1, "owned_by": "tests"}]
         return JSONResponse({"object": "list", "data": data, "query": str(request.query_params)})
+
+    async def stats(self, request: Request) -> Response:
+        if self.counts is None:
+            return JSONResponse({"detail": "Not Found"}, 404)
+        return JSONResponse(self.counts)
 
     async def take_hints(self, request: Request) -> Response:
         self.bodies.append(await request.json())
@@ -63,7 +70,9 @@ class Upstream:
             error = {"message": "full", "type": "rate_limit", "param": None, "code": None}
             return JSONResponse({"error": error}, 429, {"retry-after-ms": "1"})
         if body.get("stream"):
+            self._count()
             return StreamingResponse(_events(body), media_type="text/event-stream")
+        self._count()
         message: dict[str, Any] = {"role": "assistant", "content": "".join(WORDS)}
         if body.get("tools"):
             message = {"role": "assistant", "content": None, "tool_calls": [TOOL_CALL]}
@@ -79,6 +88,12 @@ class Upstream:
             },
             headers={"x-request-id": "r1"},
         )
+
+    def _count(self) -> None:
+        """A prompt of 100 tokens, of which 40 were on the device and 24 on the host."""
+        if self.counts is not None:
+            for name, tokens in (("prompt", 100), ("device_hit", 40), ("host_hit", 24)):
+                self.counts[f"{name}_tokens"] += tokens
 
 
 async def _events(body: dict[str, Any]) -> AsyncIterator[str]:

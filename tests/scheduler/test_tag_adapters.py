@@ -11,7 +11,7 @@ from scalesim.errors import AdapterError
 from scalesim.memory.eviction.policies import POLICIES
 from scalesim.memory.lease import AttachmentSpec
 from scalesim.memory.leases.adapters import AdapterContent, adapter_spec
-from scalesim.memory.links.link import InMemorySource
+from scalesim.memory.links.link import InMemorySource, PageSource
 from scalesim.scheduler.sequence import Sequence
 from scalesim.testing.tag_runner import page_bytes_for
 from scalesim.testing.tags import adapter_layout, adapter_pages
@@ -134,7 +134,7 @@ def test_failing_copies_cost_time_only(seed: int) -> None:
 
 
 def test_a_source_that_fails_ends_its_own_requests_only() -> None:
-    class Gone:
+    class Gone(PageSource):
         def read(self) -> None:
             raise AdapterError("the folder is gone")
 

@@ -12,6 +12,7 @@ import pytest
 from scalesim.memory.tree.owner import MANY_OWNERS
 from scalesim.sglang.plugin import (
     CORE_VARIABLE,
+    adapter_chosen,
     core_chosen,
     node_added,
     node_split,
@@ -45,11 +46,11 @@ class Tree:
         self.root = Node("root", key=None)
         self.shared = Node("shared", self.root)
 
-    def call(self, session: str | None, **said: Any) -> None:
+    def call(self, session: str | None, *, lora: str | None = None, **said: Any) -> None:
         params = SimpleNamespace(custom_params={"scalesim": said} if said else None)
         self.accesses += 1
         request = SimpleNamespace(
-            rid=f"r{self.accesses}", session_id=session, sampling_params=params
+            rid=f"r{self.accesses}", session_id=session, sampling_params=params, lora_id=lora
         )
         queued(SimpleNamespace(tree_cache=self), request)
         name = session or request.rid
@@ -124,10 +125,40 @@ def test_two_ranks_evict_alike(seed: int) -> None:
     assert ranks[0].drain() == ranks[1].drain()
 
 
+def victim(*names: str, lru: str = "the oldest") -> str | None:
+    """Which of ``names``, the least recently used first, leaves; LRU chose ``lru``."""
+    return adapter_chosen(lru, SimpleNamespace(access_order=dict.fromkeys(names)), {*names})
+
+
+def test_adapters_leave_by_the_next_use_of_their_agents() -> None:
+    tree = Tree()
+    for name, lora, soon in (("ada", "x", 30), ("bob", "y", 40), ("cy", "x", 90), ("di", "z", 35)):
+        tree.call(name, lora=lora, now=1, next=soon)
+    assert victim("x", "z", "y") == "y"
+    assert victim("x", "z") == "z"  # the first agent of x calls before
+    tree.call("ada", now=2, next=50)  # by the base model from now on
+    assert victim("z", "x", "y") == "x"
+    tree.call("bob", lora="z", now=3, next=95)
+    assert victim("z", "x") == "x"
+    assert victim("z", "y") == "y"  # nobody's any more
+    assert adapter_chosen(None, None, {None}) is None
+
+
+def test_adapters_of_agents_that_say_nothing_leave_as_by_lru() -> None:
+    tree = Tree()
+    for name, lora in (("ada", "x"), ("bob", "y"), ("cy", "z")):
+        tree.call(name, lora=lora)
+    assert victim("x", "y", "z") == "x"
+    for number in range(MANY_OWNERS + 1):
+        tree.call(f"agent {number}", lora="x", next=1000 + number)
+    assert victim("x", "y", "z") == "y"  # so many share x that one of them always calls soon
+
+
 def test_other_policies_are_left_alone() -> None:
     tree = Tree(eviction_strategy="lru")
-    tree.call("ada", next=9)
+    tree.call("ada", lora="x", next=9)
     assert not hasattr(tree.leaves["ada"], "scalesim_owners")
+    assert victim("x", "y", lru="y") == "y"
 
 
 def test_a_hint_that_cannot_be_read_is_counted(caplog: pytest.LogCaptureFixture) -> None:

@@ -16,6 +16,7 @@ from scalesim.batch import Batch, LaunchedStep, Runner, StepOutput
 from scalesim.core import AgentId, Fence, FinishReason
 from scalesim.distance.estimates import Estimates, Source
 from scalesim.memory.lease import AttachmentSpec, Lease
+from scalesim.memory.leases.blobs import Blob
 from scalesim.memory.links.link import Copies, Link, LinkAround
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pools.page_pool import PagePool
@@ -397,6 +398,54 @@ class FreesTheAdaptersRow(MemoryManager):
         for attachment in lease.attachments:
             if attachment.segment.pins:
                 self.table.free(attachment.row)
+
+
+class HandsOutAnotherKindsPage(MemoryManager):
+    """State of an agent's own and other state have each a host page of the other."""
+
+    def poll(self) -> list[Lease]:
+        held = {found.loss: found for found in self.tree if found.host and not found.is_moving}
+        own = held.pop("fatal", None)
+        for other in held.values():
+            if own is not None:
+                own.host[0], other.host[0] = other.host[0], own.host[0]
+        return super().poll()
+
+
+class WritesSharedState(MemoryManager):
+    """In place, whoever else owns the pages."""
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        vars(self.blobs)["may_write"] = self.may_write
+
+    def may_write(self, blob: Blob) -> bool:
+        return blob.source is None and not blob.segment.is_moving
+
+
+class WritesStateUnderACopy(WritesSharedState):
+    def may_write(self, blob: Blob) -> bool:
+        return blob.source is None and len(blob.segment.owners) == 1
+
+
+class DropsWhatIsKept(MemoryManager):
+    """The only copy of an agent's own state, for whoever needs the room."""
+
+    def poll(self) -> list[Lease]:
+        for segment in self.tree:
+            if segment.loss == "fatal" and segment.is_ready and not segment.is_moving:
+                self.host.free(self.tiers.host.cut(segment, 0))
+        return super().poll()
+
+
+class RemovesWhatOthersHave(MemoryManager):
+    """The content of a value, with the first agent that goes."""
+
+    def forget(self, agent: AgentId) -> None:
+        for blob in self.blobs.of(agent).values():
+            for owner in list(blob.segment.owners) if blob.source is not None else []:
+                self.owners.detach(owner, blob.segment)
+        super().forget(agent)
 
 
 class WakesNobody(MemoryManager):

@@ -35,6 +35,13 @@ ABOVE_A_DISK = [
     for pages, host, block_size, disk in [(12, 0.5, 2, 4.0), (16, 0.75, 1, 2.0), (24, 0.5, 2, 3.0)]
     for policy in ("deadline", "lru-swap")
 ]
+WITH_STATE = [
+    WorldShape(pages, host, block_size, policy, adapters=adapters, disk=disk, blobs=2)
+    for pages, host, block_size, adapters, disk in [
+        (16, 1.0, 4, 3, 0.0), (9, 2.0, 2, 0, 0.0), (12, 0.75, 2, 0, 3.0), (24, 1.0, 1, 3, 2.0)
+    ]
+    for policy in ("deadline", "deadline", "lru-swap")
+]  # fmt: skip
 
 Attempt = Callable[[Build], "Failure | str | None"]
 
@@ -78,6 +85,7 @@ def _play(seed: int, build: Build) -> str | None:
 MEMORY = Machine("memory walk", partial(walks, SHAPES))
 ADAPTERS = Machine("adapter walk", partial(walks, WITH_ADAPTERS))
 DISK = Machine("disk walk", partial(walks, ABOVE_A_DISK))
+STATE = Machine("state walk", partial(walks, WITH_STATE))
 ENGINE = Machine("engine workload", workloads)
 POWER = Machine("power loss", lambda: iter([lambda build: worlds.power_fails(build.folder)]))
 READS = Machine("disk errors", lambda: iter([lambda build: worlds.disk_errs(build.reader)]))
@@ -180,6 +188,14 @@ BUGS = [
     Bug("host page freed while it is spilled", "–", DISK, Build(memory=broken.FreesWhatIsSpilled)),
     Bug("stale disk page: freed while it is read", "–", DISK,
         Build(memory=broken.FreesWhatIsStaged)),
+    Bug("another kinds page handed out", "–", STATE,
+        Build(memory=broken.HandsOutAnotherKindsPage)),
+    Bug("state written through a shared page", "–", STATE, Build(memory=broken.WritesSharedState)),
+    Bug("state written while a copy reads it", "–", STATE,
+        Build(memory=broken.WritesStateUnderACopy)),
+    Bug("the only copy of state dropped", "–", STATE, Build(memory=broken.DropsWhatIsKept)),
+    Bug("shared content removed with its first owner", "–", STATE,
+        Build(memory=broken.RemovesWhatOthersHave)),
     Bug("a batch slot is not set anew", "CVE-2026-114049", ENGINE, Build(runner=broken.KeepsKeys)),
     Bug("a token is lost over a preemption", "vLLM 18411", ENGINE,
         Build(scheduler=broken.LosesATokenByPreemption)),

@@ -28,7 +28,7 @@ from scalesim.memory.audit.auditor import Auditor, Integrity
 from scalesim.memory.audit.integrity import check_integrity
 from scalesim.memory.eviction.policies import policy_named
 from scalesim.memory.leases.adapters import AdapterContent
-from scalesim.memory.links.link import Timeline
+from scalesim.memory.links.link import PageSource, Timeline
 from scalesim.memory.pools.storage import allocate_pages
 from scalesim.model.text.chat import CHATML, ChatTemplate
 from scalesim.model.text.tokenizer import ByteTokenizer
@@ -56,7 +56,7 @@ Text = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class TagFolder:
+class TagFolder(PageSource):
     """An adapter of tags: what a folder would be."""
 
     tag: int

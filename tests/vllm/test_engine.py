@@ -22,11 +22,15 @@ pytestmark = [
 AGENTS, OWN = 12, 8  # agents, and blocks of each
 ROOM = {"device_blocks": AGENTS // 4 * OWN + 3, "host_blocks": AGENTS // 2 * OWN}
 
+MORE_ARMS = {
+    "ahead of adapters": ("ScaleSimConnector", {"prefetch_agents": 0, "prefetch_adapters": 1})
+}
+
 
 @cache
 def played(arm: str, order: str, rounds: int = 4, together: int = 1, **more: Any) -> dict[str, Any]:
     """What an arm finds. ``more`` goes into its settings; ``device_blocks`` may be given there."""
-    connector, extra = ARMS[arm]
+    connector, extra = (ARMS | MORE_ARMS)[arm]
     groups = groups_of(order, AGENTS, rounds, together, seed=1)
     settings = ArmSettings(groups, connector=connector, extra=extra, **(ROOM | more))
     result = run_arm(settings, sys.executable)
@@ -80,3 +84,16 @@ def test_adapters() -> None:
     assert len({one["texts"] for one in with_adapters.values()}) == 1
     assert with_adapters["all"]["texts"] != played("lru", "permutations", 2)["texts"]
     assert sum(with_adapters["all"]["cached"]) > sum(with_adapters["lru"]["cached"])
+
+
+def test_adapters_leave_by_next_use() -> None:
+    """Six adapters in a cycle and slots for three: LRU loads at every call, Belady at three of
+    five. What is read ahead is in place when its call comes."""
+    few = {"adapters": 6, "adapter_slots": 3, "out_of_band": True}
+    lru, ours = played("lru", "cycle", **few), played("device", "cycle", **few)
+    ahead = played("ahead of adapters", "cycle", **few)
+    assert lru["texts"] == ours["texts"] == ahead["texts"]
+    assert lru["adapter_loads"] == 4 * AGENTS
+    assert ours["adapter_loads"] <= 0.65 * lru["adapter_loads"]
+    assert ahead["adapter_loads"] <= 0.65 * lru["adapter_loads"]
+    assert ahead["counts"]["prefetched_adapters"] >= 0.9 * (ahead["adapter_loads"] - 6)

@@ -143,6 +143,15 @@ def joined(capacity: int, device: set[Any]) -> tuple[HostTier, Manager]:
     return tier, Manager(tier)
 
 
+def save(tier: HostTier, manager: Manager, keys: Sequence[Any]) -> list[Any]:
+    """Save what leaves the device, as far as it finds room; returns that."""
+    worth = tier.make_room(keys)
+    if worth:
+        assert manager.store(worth, Context("save"))
+    tier.put_back()
+    return worth
+
+
 def call(tier: HostTier, agent: int, soon: float) -> None:
     tier.board.begin(f"call of {agent}", agent)
     tier.board.used(f"call of {agent}", keys_of(agent))
@@ -160,8 +169,8 @@ def test_behind_a_device_a_spare_copy_leaves_first() -> None:
     device.difference_update(keys_of(0), keys_of(2))
     for key in [*keys_of(0), *keys_of(2)]:
         tier.device_changed(key)
-    tier.is_saving = True
-    assert manager.store(keys_of(3), Context("save"))
+    assert save(tier, manager, keys_of(3)) == keys_of(3)
+    manager.check()
     assert {key[0] for key in tier.chunks} == {0, 2, 3}  # agent 1 is on the device
 
 
@@ -184,12 +193,29 @@ def test_behind_a_device_a_save_displaces_what_is_used_later_and_nothing_else() 
     for key in keys_of(0):
         tier.device_changed(key)
     device.update(keys_of(1), keys_of(2))
-    tier.is_saving = True
     call(tier, 1, 30.0)
-    assert not manager.store(keys_of(1), Context("save"))
+    assert save(tier, manager, keys_of(1)) == []
     call(tier, 2, 10.0)
-    assert manager.store([(2, 0)], Context("save"))
+    assert save(tier, manager, [(2, 0)]) == [(2, 0)]
     assert set(tier.chunks) == {(0, 0), (0, 1), (2, 0)}
+    manager.check()
+
+
+def test_what_was_set_aside_for_a_save_that_is_not_made_stays() -> None:
+    device = {*keys_of(0), *keys_of(1)}
+    tier, manager = joined(DEPTH, device)
+    for agent, soon in ((0, 20.0), (1, 10.0)):
+        call(tier, agent, soon)
+    assert manager.store(keys_of(0), Context("store"))
+    device.difference_update(keys_of(0))
+    for key in keys_of(0):
+        tier.device_changed(key)
+    assert tier.make_room(keys_of(1)) == keys_of(1)
+    tier.put_back()
+    assert list(tier.chunks) == keys_of(0)
+    assert save(tier, manager, keys_of(1)) == keys_of(1)  # and it can leave later
+    assert list(tier.chunks) == keys_of(1)
+    manager.check()
 
 
 def test_a_hint_that_cannot_be_read_is_counted(caplog: pytest.LogCaptureFixture) -> None:

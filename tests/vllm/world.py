@@ -199,7 +199,7 @@ class World:
         params = {"scalesim": {"agent": agent, **said}} if agent is not None else None
         request = SimpleNamespace(
             request_id=name, block_hashes=prompt, kv_transfer_params=params, session_id=None,
-            kv_hints=None, num_prompt_tokens=16 * len(prompt) + 1,
+            kv_hints=None, lora_request=None, num_prompt_tokens=16 * len(prompt) + 1,
         )  # fmt: skip
         self.side.begin(request)
         return request

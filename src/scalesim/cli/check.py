@@ -1,23 +1,27 @@
-"""``scalesim check``: runs the test machines on a user's allocator, policy or link.
+"""``scalesim check``: runs the test machines on a user's allocator, policy, link or kind of state.
 
 First the part is tested alone, rule by rule of its contract; then in random walks over a memory of
 tags, with everything checked after each operation. The first failing walk is shrunk to the few
-operations that make it fail, and printed with the command that repeats it.
+operations that make it fail, and printed with the command that repeats it. A kind of state has
+nothing to do with where its pages lie, so it is tested alone only.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pkgutil import resolve_name
 from typing import Any
 
 from scalesim.cli.options import CheckOptions
 from scalesim.errors import ConfigError
 from scalesim.memory.eviction.policies import Policy, policy_named
+from scalesim.memory.kinds import StateKind
 from scalesim.testing.bed import Factories
 from scalesim.testing.contracts import BrokenRuleError, try_link, try_policy, try_pool
+from scalesim.testing.kind_contract import try_kind
 from scalesim.testing.memory_walk import MemoryWalk
 from scalesim.testing.memory_world import WorldShape
 from scalesim.testing.walks import failure_of, shrink
@@ -31,8 +35,18 @@ faults."""
 
 def check(options: CheckOptions) -> int:
     """Exit code 0, or 1 if a rule is broken or a walk failed. Raises ``ConfigError``."""
-    factories, start_s = factories_for(options), time.monotonic()
-    broken = broken_rule(options, factories)
+    start_s = time.monotonic()
+    if options.kind == "kind":
+        kind, num_values = _kind(load(options.object), options), max(1, options.steps // 10)
+        broken = broken_rule(options, lambda seed: try_kind(kind, seed, num_values))
+        print(
+            broken
+            or f"kind {options.object}: {options.walks * num_values} values, in "
+            f"{time.monotonic() - start_s:.0f} s: nothing found"
+        )
+        return int(broken is not None)
+    factories = factories_for(options)
+    broken = broken_rule(options, partial(try_part, options, factories))
     if broken is not None:
         print(broken)
         return 1
@@ -51,19 +65,24 @@ def check(options: CheckOptions) -> int:
     return 0
 
 
-def broken_rule(options: CheckOptions, factories: Factories) -> str | None:
-    """A report of the broken rule with the fewest operations, from tests of the part alone;
+def try_part(options: CheckOptions, factories: Factories, seed: int) -> None:
+    """Test the part alone. Raises ``BrokenRuleError``."""
+    if options.kind == "allocator":
+        try_pool(factories.pool, seed, max(1, options.steps // 2))
+    elif options.kind == "link":
+        try_link(factories.link, seed, max(1, options.steps // 20))
+    else:
+        assert factories.policy is not None
+        try_policy(factories.policy)
+
+
+def broken_rule(options: CheckOptions, attempt: Callable[[int], None]) -> str | None:
+    """A report of the broken rule with the fewest operations, of all seeds that were tried;
     ``None`` if no rule is broken."""
     found: list[tuple[int, BrokenRuleError]] = []
     for number, seed in enumerate(range(options.seed, options.seed + options.walks), 1):
         try:
-            if options.kind == "allocator":
-                try_pool(factories.pool, seed, max(1, options.steps // 2))
-            elif options.kind == "link":
-                try_link(factories.link, seed, max(1, options.steps // 20))
-            else:
-                assert factories.policy is not None
-                try_policy(factories.policy)
+            attempt(seed)
         except BrokenRuleError as error:
             found.append((number, error))
     if not found:
@@ -76,8 +95,8 @@ def walks(options: CheckOptions) -> Iterator[MemoryWalk]:
     for seed in range(options.seed, options.seed + options.walks):
         pages, host, block_size = SHAPES[seed % len(SHAPES)]
         policy = ("deadline", "lru-swap")[seed // len(SHAPES) % 2]
-        adapters = 3 * (seed % 4 == 3)
-        shape = WorldShape(pages, host, block_size, policy, seed, adapters)
+        adapters, blobs = 3 * (seed % 4 == 3), 2 * (seed % 4 == 1)
+        shape = WorldShape(pages, host, block_size, policy, seed, adapters, blobs=blobs)
         yield MemoryWalk(shape, seed, options.steps)
 
 
@@ -149,3 +168,16 @@ def _policy(found: Any, options: CheckOptions) -> Policy:
     if not isinstance(policy, Policy):
         raise ConfigError(f"{options.object} is {policy!r}; it must be a memory.policies.Policy")
     return policy
+
+
+def _kind(found: Any, options: CheckOptions) -> StateKind:
+    try:
+        kind = found() if isinstance(found, type) else found
+    except (Exception, SystemExit) as error:
+        raise ConfigError(
+            f"{options.object}() fails: {error!r}; give a StateKind, or its class if that is made "
+            "without arguments"
+        ) from error
+    if not isinstance(kind, StateKind):
+        raise ConfigError(f"{options.object} is {kind!r}; it must be a scalesim.StateKind")
+    return kind

@@ -532,20 +532,22 @@ class ConvertOptions:
 
 @dataclass(frozen=True, slots=True)
 class CheckOptions:
-    """Put your own allocator, policy or link through the machines that ScaleSim's must pass.
+    """Put your own allocator, policy, link or kind of state through what ScaleSim's must pass.
 
     Random walks over a memory of tags, everything checked after each operation; a failure is shrunk
-    to the few operations that it takes. Exits with 1 if one was found.
+    to the few operations that it takes. A kind of state is tried on random values. Exits with 1 if
+    a failure was found.
     """
 
-    kind: Annotated[Literal["allocator", "policy", "link"], tyro.conf.Positional]
+    kind: Annotated[Literal["allocator", "policy", "link", "kind"], tyro.conf.Positional]
     """What the object is a kind of."""
     object: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODULE:NAME")]
-    """A class, or what makes one; a Policy. Modules of the working directory are found."""
+    """A class, or what makes one; a Policy, a StateKind. Modules of the working directory are
+    found."""
     walks: Annotated[int, COUNT] = 60
-    """Random walks, each over a memory of its own."""
+    """Random walks, each over a memory of its own; of a kind, rounds of values."""
     steps: Annotated[int, MANY] = 200
-    """Operations in a walk."""
+    """Operations in a walk; for a kind, one value to ten of them."""
     seed: Annotated[int, SEED] = 0
     """Of the first walk; each has the next one."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
 from itertools import cycle, islice
@@ -18,6 +19,7 @@ from scalesim.engine.engine import Engine
 from scalesim.engine.memory_view import AgentView
 from scalesim.engine.stats import EngineStats
 from scalesim.memory.counters import Counters
+from scalesim.memory.links.copy_threads import CopyThreads
 from scalesim.requests.reply import Reply
 from scalesim.requests.request import Request
 from scalesim.village.actions import SCHEMA
@@ -44,27 +46,21 @@ class Said:
 class PlayScore:
     """The score of one policy, without the opening: the engine's counters, and times.
 
-    ``call_cpu_s`` is the processor time a call, over all threads, in the median round: other load
-    on the machine hardly changes it. ``tick_s`` are the seconds that each tick took, ``latency_s``
-    those of each call from its submission to its end. ``peak_bytes``: the most of the device pool
-    that was in use.
+    ``round_s`` are the seconds that each round with questions took, with the end of the tick behind
+    it; ``latency_s`` those of each call from its submission to its end. ``peak_bytes``: the most of
+    the device pool that was in use.
     """
 
     policy: str
-    call_cpu_s: float
     engine: EngineStats
     memory: Counters
     page_bytes: int
-    tick_s: Sequence[float] = ()
+    round_s: Sequence[float] = ()
     latency_s: Sequence[float] = ()
     peak_bytes: int = 0
     speakers: int = 0  # agents that were asked, summed over the ticks
     first_words_at: float = 0.0  # by the performance counter; in the opening
     valid_actions: float = 1.0  # the share of texts that should be an action, and are
-
-    @property
-    def ticks(self) -> int:
-        return len(self.tick_s)
 
     @property
     def hits(self) -> float:
@@ -81,7 +77,7 @@ class PlayScore:
 
     @property
     def calls_per_s(self) -> float:
-        return self.engine.calls / max(sum(self.tick_s), 1e-9)
+        return self.engine.calls / max(sum(self.round_s), 1e-9)
 
     @property
     def prefilled_tokens(self) -> int:
@@ -94,8 +90,8 @@ class PlayScore:
         return quantiles(self.latency_s, n=100, method="inclusive")[round(share * 100) - 1]
 
     def times(self, other: PlayScore) -> float:
-        """How many times as fast as ``other``: the median over the ticks of both."""
-        pairs = zip(other.tick_s, self.tick_s, strict=True)
+        """How many times as fast as ``other``: the median over the rounds of both."""
+        pairs = zip(other.round_s, self.round_s, strict=True)
         return median(theirs / max(ours, 1e-9) for theirs, ours in pairs)
 
 
@@ -103,30 +99,36 @@ class PlayScore:
 class Tally:
     """What a play counts itself."""
 
-    tick_s: list[float] = field(default_factory=lambda: [0.0])  # the last is under way
+    round_s: list[float] = field(default_factory=list)
     latency_s: list[float] = field(default_factory=list)
-    call_cpu_s: list[float] = field(default_factory=list)  # by round
     peak_pages: int = 0
     speakers: int = 0
 
 
 class Play:
-    """A run of ``village`` on ``engine``. ``opening`` asks everyone for a first action, in groups;
-    then each ``round`` plays a round. ``said`` has all texts, ``score`` the cost. ``voices`` are
-    folders of adapters, which the people take in turn."""
+    """A run of ``village`` on ``engine``, whose copies are made by ``link``. ``opening`` asks
+    everyone for a first action, in groups; then each ``round`` plays a round. ``said`` has all
+    texts, ``score`` the cost, ``states`` where each agent's state lay, by name, when the last round
+    ended. ``voices`` are folders of adapters, which the people take in turn.
+
+    Between its rounds a play takes no time of others, and gets none: the engine computes on the
+    caller's thread alone (``Engine.step``), and its link is paused.
+    """
 
     def __init__(
         self,
         engine: Engine,
+        link: CopyThreads,
         village: Village,
         policy: str,
         page_bytes: int,
         voices: Sequence[Path] = (),
     ) -> None:
-        self.engine, self.village = engine, village
+        self.engine, self.village, self._link = engine, village, link
         self.policy, self.page_bytes = policy, page_bytes
         self.names = [person.villager.name for person in village.people]
         self.said: list[Said] = []
+        self.states: dict[str, AgentView] = {}
         self.tally = Tally()
         adapters = islice(cycle(voices or [None]), len(self.names))
         self._agents = [
@@ -147,39 +149,51 @@ class Play:
         questions = self.village.round()
         texts: list[str] = []
         for start in range(0, len(questions), _OPENING):
-            texts += self._texts(questions[start : start + _OPENING])
+            with self._turn():
+                texts += self._texts(questions[start : start + _OPENING])
             yield
         self.village.hear(questions, texts)
-        while questions := self.village.round():  # nobody has arrived yet
-            self.village.hear(questions, self._texts(questions))
-        self._end_tick()
+        with self._turn():
+            while questions := self.village.round():  # nobody has arrived yet
+                self.village.hear(questions, self._texts(questions))
+            self._end_tick()
         self._before, self.tally = self._counts(), Tally()
         yield
 
     def round(self) -> bool:
         """Play the next round of the village's tick; after the last, end the tick: ``False``."""
-        begin, begin_cpu = time.perf_counter(), time.process_time()
+        begin = time.perf_counter()
         questions = self.village.round()
-        if questions:
-            self.village.hear(questions, self._texts(questions))
-            self._tell()
-            self.tally.call_cpu_s.append((time.process_time() - begin_cpu) / len(questions))
-            self._in_tick |= {question.who for question in questions}
+        with self._turn():
+            if questions:
+                self.village.hear(questions, self._texts(questions))
+                self._tell()
+                self._in_tick |= {question.who for question in questions}
+            else:
+                self.tally.speakers += len(self._in_tick)
+                self._end_tick()
+        seconds = time.perf_counter() - begin
+        if questions or not self.tally.round_s:
+            self.tally.round_s.append(seconds)
         else:
-            self.tally.speakers += len(self._in_tick)
-            self._end_tick()
-        self.tally.tick_s[-1] += time.perf_counter() - begin
+            self.tally.round_s[-1] += seconds
         view = self.engine.memory
         device = view.tiers["device"]
         used = device.num_pages - device.num_free
         self.tally.peak_pages = max(self.tally.peak_pages, used)
-        if not questions:
-            self.tally.tick_s.append(0.0)
         return bool(questions)
 
-    def states(self) -> dict[str, AgentView]:
-        """Where each agent's state lies, by name."""
-        return {str(view.id): view for view in self.engine.memory.census().agents}
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """What is inside may use the engine. Its last step hears what was told, and begins loads
+        as after any step."""
+        self._link.resume()
+        try:
+            yield
+            census = self.engine.memory.census()
+        finally:
+            self._link.pause()
+        self.states = {str(view.id): view for view in census.agents}
 
     @property
     def score(self) -> PlayScore:
@@ -187,11 +201,10 @@ class Play:
         village, tally = self.village, self.tally
         return PlayScore(
             self.policy,
-            median(tally.call_cpu_s or [0.0]),
             since(self.engine.stats, stats),
             since(self.engine.parts.memory.counters, memory),
             self.page_bytes,
-            tuple(tally.tick_s[:-1]),
+            tuple(tally.round_s),
             tuple(tally.latency_s),
             tally.peak_pages * self.page_bytes,
             tally.speakers,
@@ -209,7 +222,10 @@ class Play:
             )
             for question in questions
         ]
-        return [reply for reply in self.engine.run(requests) if isinstance(reply, Reply)]
+        calls = [self.engine.submit(request) for request in requests]
+        while not all(call.done for call in calls):
+            self.engine.step()
+        return [call.result() for call in calls]
 
     def _texts(self, questions: Sequence[Question]) -> list[str]:
         replies = self.ask(questions)

@@ -25,6 +25,7 @@ from scalesim.replay.scenario import Sizes, cost_of
 if TYPE_CHECKING:
     from scalesim.proxy.changes import Improvement
     from scalesim.proxy.findings import Findings
+    from scalesim.proxy.plugin_counts import PluginWork
     from scalesim.proxy.recording import Recording
 
 
@@ -46,16 +47,19 @@ def run(options: RunOptions) -> int:
     sizes = Sizes(options.hardware, options.model, options.residency)
     cost_of(sizes)
     host_bytes = parse_bytes(options.host_memory, "--host-memory")
+    from scalesim.proxy.plugin_counts import read_counts, work_between
     from scalesim.proxy.recording import Recording
 
     with tempfile.TemporaryDirectory(prefix="scalesim-run-") as folder:
         recording = Recording(Path(folder) / "calls.jsonl")
         try:
             with answering(options) as (upstream, model):
+                before = None if options.upstream is None else read_counts(upstream)
                 code = _recorded(options.command, upstream, model, recording)
+                work = None if before is None else work_between(before, read_counts(upstream))
         finally:
             recording.close()
-        _report(options, recording, sizes, host_bytes)
+        _report(options, recording, sizes, host_bytes, work)
     return code
 
 
@@ -111,7 +115,13 @@ def upstream_url(given: str) -> str:
     return given.rstrip("/") if parts.path.strip("/") else f"{given.rstrip('/')}/v1"
 
 
-def _report(options: RunOptions, recording: Recording, sizes: Sizes, host_bytes: int) -> None:
+def _report(
+    options: RunOptions,
+    recording: Recording,
+    sizes: Sizes,
+    host_bytes: int,
+    work: PluginWork | None,
+) -> None:
     console = Console(stderr=True, highlight=False)
     if not recording.calls:
         console.print(NO_CALLS)
@@ -123,7 +133,7 @@ def _report(options: RunOptions, recording: Recording, sizes: Sizes, host_bytes:
     if options.trace is not None:
         formats.write(options.trace, ticks, formats.FORMATS["scalesim"])
     with console.status("replaying the calls …"):
-        found = find(recording.calls, ticks, sizes, host_bytes)
+        found = find(recording.calls, ticks, sizes, host_bytes, work)
     first = changes(found)
     if options.out is not None:
         figures = asdict(found) | {"changes": [asdict(change) for change in first]}
@@ -194,6 +204,18 @@ def _facts(found: Findings) -> Iterator[tuple[str, str]]:
         "reuse",
         (f"{reuse.possible:.0%} of the prompts had been said before; the server found: {told}"),
     )
+    if (work := found.plugin) is not None:
+        tokens = max(1, work.prompt_tokens)
+        yield (
+            "with the plug-in",
+            (
+                f"the server found {(work.device_hit_tokens + work.host_hit_tokens) / tokens:.0%} "
+                f"of {work.prompt_tokens} prompt tokens: {work.device_hit_tokens / tokens:.0%} on "
+                f"the device, {work.host_hit_tokens / tokens:.0%} on the host; "
+                f"{work.prefetched_blocks} blocks were loaded ahead, {work.saved_blocks} saved "
+                "before they were evicted. Without it: not measured; run once more on LRU"
+            ),
+        )
     for row in found.profile.predicted if found.profile else ():
         yield (
             f"foreseen, {row['source']}",

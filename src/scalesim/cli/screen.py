@@ -58,7 +58,7 @@ class Screen:
             score = play.score
             moved = score.page_bytes / 1e6
             self._rows[play.policy] = (
-                strip(play.states().values(), _CELLS if self._is_wide else _CELLS_BELOW),
+                strip(play.states.values(), _CELLS if self._is_wide else _CELLS_BELOW),
                 f"{score.hits:.0%}",
                 f"{score.waited:.0%}",
                 f"{score.memory.loaded_pages * moved:.0f}",

@@ -18,6 +18,8 @@ from scalesim.engine.engine import Engine
 from scalesim.errors import ConfigError
 from scalesim.memory.geometry import PageGeometry
 from scalesim.memory.links.blocking_link import BlockingLink
+from scalesim.memory.links.copy_threads import CopyThreads
+from scalesim.memory.links.link import innermost
 from scalesim.model.checkpoint.config import ModelConfig
 from scalesim.model.checkpoint.loader import LoadedModel, load_model
 from scalesim.model.checkpoint.weights import num_elements
@@ -105,9 +107,14 @@ class Stage:
         blocks = policy == BLOCKING_SWAP
         config = self.config("lru-swap" if blocks else policy)
         parts = parts_for(self.model, config, around=BlockingLink if blocks else None)
+        link = innermost(parts.link)
+        assert isinstance(link, CopyThreads), link
         with Engine(parts) as engine:
             village = Village(self.agents, self.seed)
-            yield Play(engine, village, policy, self.page_bytes, self.voices)
+            try:
+                yield Play(engine, link, village, policy, self.page_bytes, self.voices)
+            finally:
+                link.resume()  # the engine waits for copies that have begun
 
 
 def voices_of(folder: Path) -> tuple[Path, ...]:

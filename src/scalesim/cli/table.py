@@ -10,8 +10,8 @@ from rich.table import Table
 from scalesim.cli.play import PlayScore
 
 COLUMNS = (
-    "policy", "calls\na sec.", "× re-\ncompute", "device\nmemory", "latency\np50, p95 s", "hits",
-    "waited", "tokens\nprefilled",
+    "policy", "calls\na sec.", "× re-\ncompute", "× resi-\ndent", "device\nmemory",
+    "latency\np50, p95 s", "waited", "pre-\nfilled",
 )  # fmt: skip
 
 
@@ -27,14 +27,16 @@ def table(scores: Sequence[PlayScore]) -> Table:
 
 def cells(score: PlayScore, scores: Sequence[PlayScore]) -> list[str]:
     """A policy's row, under ``COLUMNS``."""
-    recompute = next((each for each in scores if each.policy == "lru-recompute"), None)
+    by_name = {each.policy: each for each in scores}
     return [
         score.policy,
         f"{score.calls_per_s:.1f}",
-        "" if recompute is None else f"{score.times(recompute):.2f}",
+        *(
+            f"{score.times(by_name[name]):.2f}" if name in by_name else ""
+            for name in ("lru-recompute", "resident")
+        ),
         amount(score.peak_bytes),
         f"{score.latency_at(0.5):.2f}, {score.latency_at(0.95):.2f}",
-        f"{score.hits:.0%}",
         f"{score.waited:.0%}",
         f"{score.prefilled_tokens}",
     ]
@@ -42,17 +44,14 @@ def cells(score: PlayScore, scores: Sequence[PlayScore]) -> list[str]:
 
 def caption(scores: Sequence[PlayScore]) -> str:
     """An explanation of the columns."""
-    lines = [
+    return " ".join([
         "× re-compute: how many times as fast as lru-recompute, with a prefix cache and no host",
-        "pool; the median tick. Device memory: the most of the pool that was in use. Latency: of a",
-        "call, from submission to its end. Hits: blocks that were found on the device.",
-        "Waited: calls that waited for their state to be loaded.",
-        "Prefilled: tokens of prompts computed, new or no longer held. What everybody did first is",
-        "not counted.",
-    ]
-    if any(score.policy == "resident" for score in scores):
-        lines.append("The policy resident has room for everyone.")
-    return " ".join(lines)
+        "pool; × resident: as resident, with room for everyone. Both are the median of",
+        f"{len(scores[0].round_s)} rounds, which the policies played in turn.",
+        "Device memory: the most of the pool that was in use. Latency: of a call, from submission",
+        "to its end. Waited: calls that waited for their state to be loaded. Prefilled: tokens of",
+        "prompts computed, new or no longer held. What everybody did first is not counted.",
+    ])  # fmt: skip
 
 
 def verdict(scores: Sequence[PlayScore], agents: int, resident: int) -> str:

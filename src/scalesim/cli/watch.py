@@ -71,7 +71,7 @@ class DemoWatch:
             ended.set()
             sampler.join()
         end = self._now()
-        views = play.states()
+        views = play.states
         states = tuple(
             residency(views[name]) if name in views else "nowhere" for name in play.names
         )

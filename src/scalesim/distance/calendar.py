@@ -62,20 +62,38 @@ class Calendar:
     def take(self, now: float) -> tuple[Int64s, Times]:
         """Remove and return the entries with times before ``now``, as rows ``[n]`` and times
         ``[n]``, in no order."""
-        taken_rows: list[Int64s] = []
-        taken_times: list[Times] = []
+        one_rows: list[int] = []
+        one_times: list[float] = []
+        parts: list[tuple[Int64s, Times]] = []
         while self._keys and self._keys[0] <= now:
-            one_rows, one_times, parts = self._buckets.pop(heapq.heappop(self._keys))
-            taken_rows += [np.array(one_rows, np.int64), *(rows for rows, _ in parts)]
-            taken_times += [np.array(one_times), *(times for _, times in parts)]
-        if not taken_rows:
-            return _NO_ROWS, _NO_TIMES
-        rows, times = np.concatenate(taken_rows), np.concatenate(taken_times)
+            singles, their_times, arrays = self._buckets.pop(heapq.heappop(self._keys))
+            one_rows += singles
+            one_times += their_times
+            parts += arrays
+        if not parts and len(one_rows) <= _FEW:
+            return self._take_few(one_rows, one_times, now)
+        parts.append((np.array(one_rows, np.int64), np.array(one_times)))
+        rows = np.concatenate([rows for rows, _ in parts])
+        times = np.concatenate([times for _, times in parts])
         self.num_entries -= len(rows)
         due = times < now
         if not due.all():
             self.put(rows[~due], times[~due], now)
         return rows[due], times[due]
+
+    def _take_few(self, rows: list[int], times: list[float], now: float) -> tuple[Int64s, Times]:
+        self.num_entries -= len(rows)
+        due_rows: list[int] = []
+        due_times: list[float] = []
+        for row, time in zip(rows, times, strict=True):
+            if time < now:
+                due_rows.append(row)
+                due_times.append(time)
+            else:
+                self.put_one(row, time, now)
+        if not due_rows:
+            return _NO_ROWS, _NO_TIMES
+        return np.array(due_rows, np.int64), np.array(due_times)
 
     def _bucket(self, key: float) -> tuple[list[int], list[float], list[tuple[Int64s, Times]]]:
         bucket = self._buckets.get(key)

@@ -380,16 +380,19 @@ class Distances:
         """Move the clock, as ``Clock.tick`` does. Costs in proportion to the agents that called in
         the tick, the expired predictions and the sources' new ones, not to all agents."""
         self.clock.tick(wall_s, n, to=to)
-        spoke = np.fromiter(self._called, np.int64, len(self._called))
-        self._called = {}
+        spoke, self._called = list(self._called), {}
         rows = self._rows
-        rows.usual_calls[spoke], rows.calls[spoke] = rows.calls[spoke], 0
+        for some in spoke if len(spoke) <= FEW else [np.array(spoke)]:
+            rows.usual_calls[some], rows.calls[some] = rows.calls[some], 0
         expired = [voice.ledger.expire(self.clock.now) for voice in self._voices]
-        over = np.concatenate(expired)
-        self._combine_many(over)
-        met, self._met = np.array(self._met, np.int64), []
+        over = [row for some in expired for row in some.tolist()]
+        if over:
+            self._combine_many(np.array(over))
+        met, self._met = self._met, []
         self._expire_strangers()
-        changes = self._all_changes(np.concatenate([spoke, over, met]))
+        touched = [*spoke, *over, *met]
+        few = len(touched) <= FEW
+        changes = self._changes(touched) if few else self._all_changes(np.array(touched))
         return changes + self.poll()
 
     def meet(self, agent: AgentId) -> None:

@@ -124,6 +124,8 @@ def _read_few(
 
 def number(value: Any) -> float:
     """``value`` as a float; infinity, which no usable time is, if ``value`` is no number."""
+    if type(value) is float:  # nearly always
+        return value
     with Foreign():  # the value may be any object, and its conversion may raise anything
         return float(value)
     return math.inf

@@ -121,8 +121,9 @@ class Ledger:
         if not len(rows):
             return rows
         columns = self.columns
-        rows = np.unique(rows[self._deadline(rows) == deadlines])  # not renewed since
+        rows = rows[self._deadline(rows) == deadlines]  # not renewed since
         if len(rows):
+            rows = np.unique(rows)
             self.score.expired(len(rows), float(columns.confidence[rows].mean()))
             columns.at[rows] = np.nan
         return rows

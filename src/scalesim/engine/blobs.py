@@ -1,4 +1,4 @@
-"""State that an agent keeps beside its calls: tensors by name, in the pages of the engine's pools.
+"""State that an agent keeps beside its calls: values by name, in the pages of the engine's pools.
 
 ``Agent.state`` is a ``BlobMapping``. A value is checked and packed on the caller's thread, and
 written between two steps of the engine's.
@@ -11,28 +11,29 @@ from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
-from scalesim.checks import shown, text
+from scalesim.checks import number, shown, text
 from scalesim.engine.parts import EngineParts
 from scalesim.errors import StateError, UnknownAgentError
-from scalesim.memory.leases.blobs import ValueForm
-from scalesim.memory.state import StateAccess, StoredValue, in_rows
-from scalesim.model.values import packed, tensor_of, unpacked
+from scalesim.memory.kinds import OriginSource, Packed, ValueForm, digest_of, packed
+from scalesim.memory.links.link import PageSource
+from scalesim.memory.state import StateAccess, StoredValue
+from scalesim.model.values import bytes_in
 from scalesim.requests.agent_registry import AgentEntry
 
-TENSOR = "tensor"
 MAX_NAME_LEN = 256
 PATIENCE_S = 10.0
 """How long an assignment waits for copies that hold host pages."""
 
 
 class BlobMapping(MutableMapping[str, Any]):
-    """``Agent.state``: tensors that the agent owns, by name.
+    """``Agent.state``: values that the agent owns, by name.
 
     ``state["memory"] = tensor`` keeps a copy of a tensor or a numpy array of any dtype, on whatever
     device it is; ``state["memory"]`` gives a tensor on the engine's device, a copy as well. Values
-    lie in pages of the engine's pools: on the host, where they stay, and on the device, to which
-    they are loaded before the agent's next use with all that it owns. Snapshots and forks keep
-    them.
+    of other kinds are taken once ``Engine.register_kind`` knows them. Values lie in pages of the
+    engine's pools: on the host, where they stay unless they can be read again, and on the device,
+    to which they are loaded before the agent's next use with all that it owns. Snapshots and forks
+    keep them.
 
     Raises ``StateError`` for what cannot be kept, or where ``host_memory`` has no room;
     ``StateLostError`` for a value that was lost in a fault; ``KeyError`` for a name without value;
@@ -46,42 +47,48 @@ class BlobMapping(MutableMapping[str, Any]):
         self._entry, self._parts, self._ask = entry, parts, ask
         self._access = None if parts.pages is None else StateAccess(parts.memory, parts.pages)
         self._live: dict[str, Any] = {}  # of the block of ``active``
+        self._found: dict[str, ValueForm] = {}  # what was read in it, and not assigned since
         self._is_active = False
 
     @contextmanager
     def active(self) -> Iterator[BlobMapping]:
-        """In its block ``state[name]`` is one tensor on the engine's device, which may be written:
-        at the end of the block, pages whose bytes have changed are written back, and what was
-        assigned. If the block raises, nothing is. Raises ``StateError`` within another such block
-        of this agent."""
+        """In its block ``state[name]`` is one value, of tensors one on the engine's device, which
+        may be written: at the end of the block, pages whose bytes have changed are written back,
+        and what was assigned. If the block raises, nothing is. Raises ``StateError`` within another
+        such block of this agent, and at the end where a value that is read again from its origin
+        was changed in place."""
         if self._is_active:
             raise StateError(f"the state of agent {shown(self._entry.id)} is active already")
         self._is_active = True
         try:
             yield self
-            for name, tensor in self._live.items():
-                self._write(name, tensor)
+            for name, packed_value in self._changed().items():
+                self._write(name, packed_value)
         finally:
             self._is_active = False
-            self._live = {}
+            self._live, self._found = {}, {}
 
     def __getitem__(self, name: str) -> Any:
         if name in self._live:
             return self._live[name]
         access, key = self._store(), self._entry.key
         found: StoredValue = self._ask(lambda: access.read(key, name))
-        tensor = unpacked(found.form.form, found.rows.reshape(-1), self._parts.device)
+        rows = found.rows
+        if rows is None:
+            assert found.source is not None
+            rows = _read(name, found.form, found.source)
+        value = self._view(found.form, rows)
         if self._is_active:
-            self._live[name] = tensor
-        return tensor
+            self._live[name], self._found[name] = value, found.form
+        return value
 
     def __setitem__(self, name: str, value: Any) -> None:
         _checked_name(name)
-        tensor = tensor_of(value)
         if not self._is_active:
-            self._write(name, tensor)
+            self._write(name, self._packed(value))
         elif value is not self._live.get(name):
-            self._live[name] = tensor.to(self._parts.device, copy=True)
+            self._live[name] = self._view(*self._packed(value))
+            self._found.pop(name, None)
 
     def __delitem__(self, name: str) -> None:
         access, key = self._store(), self._entry.key
@@ -104,14 +111,43 @@ class BlobMapping(MutableMapping[str, Any]):
         found: dict[str, ValueForm] = self._ask(lambda: access.names(key))
         return found
 
-    def _write(self, name: str, tensor: Any) -> None:
+    def _packed(self, value: Any) -> Packed:
+        return packed(self._parts.kinds.of(value), value, self._parts.memory.page_bytes)
+
+    def _view(self, form: ValueForm, rows: Any) -> Any:
+        """The value of ``form`` in ``rows``, which become its own."""
+        data = bytes_in(rows, form.num_bytes, self._parts.device)
+        return self._parts.kinds.named(form.kind).view(form.form, data, form.origin)
+
+    def _changed(self) -> dict[str, Packed]:
+        """What a block of ``active`` has to write. Raises ``StateError`` for a value that was
+        changed in place, and is read again from its origin."""
+        values = {}
+        for name, value in self._live.items():
+            mine, found = self._packed(value), self._found.get(name)
+            if found is None or found.origin is None:
+                values[name] = mine
+            elif digest_of(self._parts.kinds.named(found.kind), mine) != found.digest:
+                raise StateError(
+                    f"state {name!r} was changed in place, and is read again from "
+                    f"{shown(found.origin)}: change it there, and assign it"
+                )
+        return values
+
+    def _write(self, name: str, value: Packed) -> None:
         access, key = self._store(), self._entry.key
-        form, data = packed(tensor)
-        rows = in_rows(data, self._parts.memory.page_bytes)
-        value = ValueForm(len(data), TENSOR, form)
+        form, rows = value
+        if form.origin is not None:
+            kinds, page_bytes = self._parts.kinds, self._parts.memory.page_bytes
+            read_s = kinds.named(form.kind).reread_s(form.origin)
+            if read_s is not None:
+                read_s = number("reread_s()", read_s, 0.0, error=StateError)
+            source = OriginSource(form, page_bytes, kinds.named, read_s)
+            self._ask(lambda: access.refer(key, name, form, source, rows))
+            return
         pause = threading.Event()
         deadline_s = self._parts.time_s() + PATIENCE_S
-        while self._ask(lambda: access.write(key, name, value, rows)) is None:
+        while self._ask(lambda: access.write(key, name, form, rows)) is None:
             if self._parts.time_s() > deadline_s:
                 raise StateError(
                     f"state {name!r} takes {len(rows)} host pages, and copies have held too many "
@@ -135,3 +171,15 @@ def _checked_name(name: object) -> str:
     if not 0 < len(found) <= MAX_NAME_LEN:
         raise StateError(f"name {shown(found)} has {len(found)} characters: 1 to {MAX_NAME_LEN}")
     return found
+
+
+def _read(name: str, form: ValueForm, source: PageSource) -> Any:
+    """The pages of a value that no pool has."""
+    try:
+        return source.read()
+    except StateError as error:
+        raise StateError(f"state {name!r}: {error}") from error
+    except Exception as error:
+        raise StateError(
+            f"state {name!r} cannot be read again from {shown(form.origin)}: {error!r:.200}"
+        ) from error

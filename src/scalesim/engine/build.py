@@ -21,7 +21,7 @@ from scalesim.config import (
 )
 from scalesim.device.streams import Device
 from scalesim.engine.backends import MAX_RESIDENT_PAGES, Backend, Capacity, CpuBackend, CudaBackend
-from scalesim.engine.disk_tier import num_disk_pages, with_disk
+from scalesim.engine.disk_tier import num_disk_pages, store_for, with_store
 from scalesim.engine.given_kernels import given_kernels
 from scalesim.engine.parts import EngineParts
 from scalesim.errors import ConfigError, RequestError
@@ -130,7 +130,7 @@ def parts_for(
         largest = max_adapter_pages(shape, geometry.page_bytes, loaded.model.dtype.itemsize)
         row_blocks = min(device_pages, max(row_blocks, largest))
         folders = AdapterFolders(shape, loaded.model.dtype, geometry.page_bytes, layouts)
-        read_adapter, pack_adapter = folders, folders.pack
+        read_adapter, pack_adapter = folders, folders.updated
     settings = RunnerSettings(
         max_num_seqs=config.scheduler.max_num_seqs,
         max_num_tokens=config.scheduler.max_num_batched_tokens,
@@ -150,7 +150,8 @@ def parts_for(
     text = text_model(loaded, config, tokenizer, model_len, pool_len)
     # Last, as it starts threads: whatever a folder or a setting may be refused for comes before.
     runner, sources, pages = backend.build(loaded.model.packed(kernels), kernels, plan)
-    link = with_disk(sources, pages.host, config, geometry.page_bytes, disk_pages)
+    store = store_for(config, geometry.page_bytes, disk_pages)
+    link = with_store(sources, store, pages.host, config)
     if around is not None:
         link = around(link)
     memory = MemoryManager(
@@ -184,6 +185,7 @@ def parts_for(
         read_adapter=read_adapter,
         pack_adapter=pack_adapter,
         pages=pages,
+        store=store,
         kv_identity=kv_identity(loaded, geometry, backend.name, config.reproducible),
     )
 

@@ -1,15 +1,19 @@
-"""The disk of an engine: its size, and the link that copies to and from it."""
+"""The disk of an engine, a folder or an object store: its size, where its pages lie, and
+the link that copies to and from it."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
+from scalesim.checks import is_url
 from scalesim.config import EngineConfig, memory_bytes, parse_bytes
 from scalesim.core import Bytes2D
 from scalesim.errors import ConfigError
 from scalesim.memory.disk.disk_link import DiskLink
 from scalesim.memory.disk.slot_files import SlotFiles, slot_bytes
+from scalesim.memory.disk.slot_objects import SlotObjects
+from scalesim.memory.disk.slot_store import SlotStore
 from scalesim.memory.eviction.policies import Policy
 from scalesim.memory.links.link import Link
 
@@ -27,16 +31,24 @@ def num_disk_pages(config: EngineConfig, policy: Policy, page_bytes: int, host_p
             f"disk={config.disk!r} with host_memory={config.host_memory}: state goes to the disk "
             "through the host pool; give host_memory, or leave disk out"
         )
-    size = slot_bytes(page_bytes)
     asked = memory_bytes(config.disk_memory, "disk_memory")
-    free = _free_bytes(config.disk)
-    if asked is None:
-        asked = int(_AUTO_SHARE * free)
-    elif asked > free:
-        raise ConfigError(
-            f"disk_memory={config.disk_memory} is {asked} bytes, and disk={config.disk!r} has "
-            f"{free} free: give less, or another folder"
-        )
+    if is_url(config.disk):
+        size = page_bytes
+        if asked is None:
+            raise ConfigError(
+                f"disk_memory='auto' with disk={config.disk!r}: what an object store has free is "
+                "not known; say how many bytes of it may be used"
+            )
+    else:
+        size = slot_bytes(page_bytes)
+        free = _free_bytes(config.disk)
+        if asked is None:
+            asked = int(_AUTO_SHARE * free)
+        elif asked > free:
+            raise ConfigError(
+                f"disk_memory={config.disk_memory} is {asked} bytes, and disk={config.disk!r} has "
+                f"{free} free: give less, or another folder"
+            )
     if asked < size:
         raise ConfigError(
             f"disk_memory={config.disk_memory} is {asked} bytes, and a page takes {size} on the "
@@ -45,20 +57,25 @@ def num_disk_pages(config: EngineConfig, policy: Policy, page_bytes: int, host_p
     return min(asked // size, _MAX_PAGES)
 
 
-def with_disk(
-    link: Link, host: Bytes2D, config: EngineConfig, page_bytes: int, num_pages: int
-) -> Link:
-    """``link``, and around it the link between ``host`` and a disk of ``num_pages``; ``link``
-    itself for 0 pages. Raises ``ConfigError`` for a folder that cannot be used."""
+def store_for(config: EngineConfig, page_bytes: int, num_pages: int) -> SlotStore | None:
+    """Where the ``num_pages`` pages of the disk lie; ``None`` for 0. Raises ``ConfigError`` for a
+    folder or an object store that cannot be used."""
     if not num_pages:
-        return link
+        return None
     assert config.disk is not None
+    if is_url(config.disk):
+        return SlotObjects(config.disk, page_bytes, num_pages)
+    return SlotFiles(Path(config.disk), page_bytes, num_pages)
+
+
+def with_store(link: Link, store: SlotStore | None, host: Bytes2D, config: EngineConfig) -> Link:
+    """``link``, and around it the link between ``host`` and ``store``; ``link`` itself without a
+    store."""
+    if store is None:
+        return link
     paced = config.disk_bandwidth
     return DiskLink(
-        link,
-        SlotFiles(Path(config.disk), page_bytes, num_pages),
-        host,
-        None if paced is None else parse_bytes(paced, "disk_bandwidth"),
+        link, store, host, None if paced is None else parse_bytes(paced, "disk_bandwidth")
     )
 
 

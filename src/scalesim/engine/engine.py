@@ -43,6 +43,8 @@ from scalesim.engine.stats import EngineStats
 from scalesim.engine.thread import EngineThread
 from scalesim.engine.world import AgentWorld
 from scalesim.errors import ConfigError, SnapshotError
+from scalesim.memory.kinds import StateKind
+from scalesim.model.values import TENSORS
 from scalesim.requests.adapter_registry import AdapterRegistry
 from scalesim.requests.agent_registry import AgentRegistry
 from scalesim.requests.limiter import RequestLimiter
@@ -88,6 +90,7 @@ class Engine(AgentWorld):
         if not isinstance(model, EngineParts):
             # until there is more to close: whatever is wrong from here on, its threads end
             self._finalizer = weakref.finalize(self, parts.link.close)
+        parts.kinds.add(TENSORS)
         self.model, limits = parts.model, parts.limits
         self._inbox, registry = Inbox(), AgentRegistry()
         self.adapters = AdapterRegistry(
@@ -143,6 +146,13 @@ class Engine(AgentWorld):
     def stats(self) -> EngineStats:
         """Counts of calls, tokens, steps, and of what memory did, since the start: as of now."""
         return self._loop.stats.with_memory(self.parts.memory)
+
+    def register_kind(self, kind: StateKind) -> None:
+        """Let agents keep values of ``kind`` as their state, also those of forked worlds. A kind
+        that is registered later is asked first what it takes; values that a snapshot holds find
+        their kind by name. Raises ``StateError`` for what is no ``StateKind``, and where another
+        kind has its name."""
+        self.parts.kinds.add(kind)
 
     # -- snapshots ----------------------------------------------------------------------------
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 
 from scalesim.batch import Runner
 from scalesim.config import CallLimits
+from scalesim.engine.kinds import Kinds
 from scalesim.memory.audit.auditor import Integrity
+from scalesim.memory.disk.slot_store import SlotStore
 from scalesim.memory.links.link import Link
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pools.page_access import PageAccess
@@ -26,8 +28,9 @@ class EngineParts:
     ``pack_adapter`` packs an adapter's new tensors; ``None``: adapters are not updated here.
     ``limits``: how many requests may be open. ``integrity`` is ``EngineConfig``'s; tests raise.
     ``pages`` reads and writes both pools, for snapshots; ``None``: these are without pages.
+    ``store`` is where the pages of the disk tier lie, likewise; ``None``: there is no disk.
     ``kv_identity`` names all that KV depends on beside tokens and adapters; pages of another are
-    not restored."""
+    not restored. ``kinds``: the kinds of state that agents may keep."""
 
     runner: Runner
     memory: MemoryManager
@@ -43,4 +46,6 @@ class EngineParts:
     limits: CallLimits = field(default_factory=CallLimits)
     integrity: Integrity = "raise"
     pages: PageAccess | None = None
+    store: SlotStore | None = None
     kv_identity: Callable[[], str] = lambda: ""
+    kinds: Kinds = field(default_factory=Kinds)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from scalesim.engine.world import WorldState
 from scalesim.errors import AdapterError, ScaleSimError, SnapshotError, SnapshotWarning
 from scalesim.memory.image import MemoryImage, Placed, put_agents, put_image
 from scalesim.memory.image_columns import from_columns
+from scalesim.memory.kinds import OriginSource
 from scalesim.memory.state import StateAccess
 from scalesim.requests.adapter_registry import AdapterRegistry
 from scalesim.sampling.keys import RequestCounts
@@ -133,7 +135,7 @@ def restore_memory(parts: EngineParts, path: Path, manifest: dict[str, Any]) -> 
             for segment, found in zip(image.segments, places, strict=True)
         ]
         with SavedPages(SnapshotFolder(path), places, memory.page_bytes) as saved:
-            placed = put_image(memory, image, saved.read, parts.pages)
+            placed = put_image(memory, image, saved.read, parts.pages, parts.store)
         if placed.num_left_out:
             _warn(
                 f"{path}: {placed.num_left_out} of {num_pages} pages are computed again: "
@@ -155,7 +157,10 @@ def restore_values(parts: EngineParts, path: Path, manifest: dict[str, Any]) -> 
         return
     left_out = values["owners"]
     if parts.pages is not None:
-        left_out = StateAccess(parts.memory, parts.pages).put_image(values)
+        source_of = partial(
+            OriginSource, page_bytes=parts.memory.page_bytes, named=parts.kinds.named
+        )
+        left_out = StateAccess(parts.memory, parts.pages).put_image(values, source_of)
     if left_out:
         agent, name = left_out[0][:2]
         _warn(

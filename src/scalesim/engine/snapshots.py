@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scalesim._version import __version__
-from scalesim.core import AgentId, Bytes2D
+from scalesim.core import AgentId
 from scalesim.engine.parts import EngineParts
 from scalesim.engine.restoring import image_in, places_in
 from scalesim.engine.world import WorldState
 from scalesim.errors import SnapshotError
-from scalesim.memory.image import BlockRange, LiveBlocks, MemoryImage, image_of
+from scalesim.memory.image import BlockRange, CopiedBlocks, LiveBlocks, MemoryImage, image_of
 from scalesim.memory.image_columns import to_columns
 from scalesim.memory.pools.page_access import PageAccess
 from scalesim.memory.state import StateAccess
@@ -167,8 +167,10 @@ class Snapshots:
         fresh: dict[bytes, PagePlace],
     ) -> None:
         """Copy a piece between two steps, and write it."""
-        found: list[Bytes2D] = self._ask(lambda: live.read(piece, pages, self._block_bytes))
-        there = [(wanted, rows) for wanted, rows in zip(piece, found, strict=True) if len(rows)]
+        store, size = self._parts.store, self._block_bytes
+        copied: CopiedBlocks = self._ask(lambda: live.copy(piece, pages, store, size))
+        found = zip(piece, copied.read(), strict=True)
+        there = [(wanted, rows) for wanted, rows in found if len(rows)]
         if not there:
             return
         places = iter(writer.add(np.concatenate([rows for _, rows in there])))

@@ -57,7 +57,7 @@ class Drops:
     def drop_if_idle(self, segment: Segment) -> bool:
         """Drop ``segment`` unless a segment of its subtree is pinned or moving. Returns whether it
         was dropped."""
-        if self._is_busy(segment):
+        if self.is_busy(segment):
             return False
         self.drop(segment)
         return True
@@ -71,7 +71,7 @@ class Drops:
 
     def drop_if_removed(self, segment: Segment) -> None:
         """Drop an attachment that was removed, unless it is pinned or moving."""
-        if segment.is_removed and segment.parent is not None and not self._is_busy(segment):
+        if segment.is_removed and segment.parent is not None and not self.is_busy(segment):
             self.drop(segment)
 
     def drop_failed_load(self, transfer: Transfer) -> None:
@@ -81,7 +81,7 @@ class Drops:
         pins them any more."""
         for segment, _ in transfer.parts:
             is_lost = segment.loss != "fatal" and segment.parent is not None
-            if is_lost and not self._is_busy(segment):
+            if is_lost and not self.is_busy(segment):
                 self.drop(segment, segment.device.valid)
 
     def drop_unreadable(self, segment: Segment) -> None:
@@ -89,8 +89,12 @@ class Drops:
         unless a segment of the subtree is pinned or moving: then they are read once more in
         vain."""
         keep = max(segment.device.valid, segment.host.valid)
-        if segment.parent is not None and keep < segment.disk.valid and not self._is_busy(segment):
+        if segment.parent is not None and keep < segment.disk.valid and not self.is_busy(segment):
             self.drop(segment, keep)
+
+    def is_busy(self, segment: Segment) -> bool:
+        """Whether a segment of the subtree of ``segment`` is pinned or moving."""
+        return any(node.pins or node.is_moving for node in (segment, *descendants(segment)))
 
     def drop_below(self, segment: Segment) -> None:
         """Drop all segments below ``segment``."""
@@ -104,10 +108,6 @@ class Drops:
             if len(tier.run(segment)) > keep:
                 self.free(tier, self.cut(tier, segment, keep))
         self.trim(segment, merge=merge)
-
-    def _is_busy(self, segment: Segment) -> bool:
-        """Whether a segment of the subtree of ``segment`` is pinned or moving."""
-        return any(node.pins or node.is_moving for node in (segment, *descendants(segment)))
 
     # -- pages of one tier -----------------------------------------------------------------------
 

@@ -3,7 +3,8 @@ values.
 
 ``image_of`` takes it at one moment, on the engine's thread, and copies no page. Pages are read
 afterwards, in pieces, between steps: the KV of a path never changes, so what is read later is the
-same, and what was dropped meanwhile is left out. ``put_image`` puts an image into memory that is
+same, and what was dropped meanwhile is left out. What is on the disk alone is read beside the
+steps, and known by its checksum. ``put_image`` puts an image into memory that is
 empty.
 """
 
@@ -11,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 
-from scalesim.core import AgentId, Bytes2D
+from scalesim.core import AgentId, Bytes2D, TierName
+from scalesim.memory.disk.slot_store import SlotStore
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pools.page_access import PageAccess, PoolName
 from scalesim.memory.tiers import Tier
@@ -29,8 +32,8 @@ NOBODY = -1
 
 class SegmentImage(NamedTuple):
     """A segment. ``parent`` is an index of ``MemoryImage.segments``, ``partial_of`` one of its
-    ``agents``, or ``NOBODY``. The first ``num_content`` of its blocks have content on the device or
-    the host (what is on a disk alone is not read); ``on_device``: all of these on the device."""
+    ``agents``, or ``NOBODY``. The first ``num_content`` of its blocks have content; ``on_device``:
+    all of these on the device; ``on_disk``: some of these on the disk alone."""
 
     parent: int
     tokens: bytes
@@ -38,6 +41,7 @@ class SegmentImage(NamedTuple):
     partial_of: int
     num_content: int
     on_device: bool
+    on_disk: bool
     reused: bool
     last_use: float
     last_seq: int
@@ -85,6 +89,32 @@ class BlockRange(NamedTuple):
     num_blocks: int
 
 
+class CopiedBlocks(NamedTuple):
+    """The blocks of some ranges. Of each range: first ``rows``, uint8 ``[n, page_bytes]``, then
+    what is in ``slots`` of ``store``, with ``checksums``."""
+
+    store: SlotStore | None
+    rows: list[Bytes2D]
+    slots: list[list[int]]
+    checksums: list[list[int]]
+
+    def read(self) -> list[Bytes2D]:
+        """The pages of each range, uint8 ``[n, page_bytes]``, as many as are still there. On any
+        thread."""
+        slots, checksums = list(chain(*self.slots)), list(chain(*self.checksums))
+        if self.store is None or not slots:
+            return self.rows
+        found, sound = self.store.copy(slots, checksums)
+        pages, start = [], 0
+        for rows, of_range in zip(self.rows, self.slots, strict=True):
+            end = start + len(of_range)
+            count = [*sound[start:end], False].index(False)
+            parts = [part for part in (rows, found[start : start + count]) if len(part)]
+            pages.append(np.concatenate(parts) if parts else rows)
+            start = end
+        return pages
+
+
 class LiveBlocks:
     """The segments of an image, as long as memory has them: until they are dropped, or memory
     begins anew."""
@@ -93,30 +123,39 @@ class LiveBlocks:
         self._memory, self._tree = memory, memory.tree
         self._segments = [(found, found.parent, found.tokens) for found in segments]
 
-    def read(
-        self, ranges: Sequence[BlockRange], access: PageAccess, block_bytes: int
-    ) -> list[Bytes2D]:
-        """The pages of each range, uint8 ``[n, page_bytes]``: the first ``n`` of its blocks, as
-        many as still have content. On the engine's thread, between two steps."""
+    def copy(
+        self,
+        ranges: Sequence[BlockRange],
+        access: PageAccess,
+        store: SlotStore | None,
+        block_bytes: int,
+    ) -> CopiedBlocks:
+        """The first blocks of each range, as many as still have content; without a ``store``, as
+        many as have it on the device or the host. On the engine's thread, between two steps."""
         wanted: dict[PoolName, list[int]] = {"device": [], "host": []}
-        found: list[list[tuple[PoolName, int]]] = []
-        for index, first, count in ranges:
-            places = self._places(index, first, count, block_bytes)
-            found.append([])
-            for place, page in places:
-                found[-1].append((place, len(wanted[place])))
-                wanted[place].append(page)
+        found: list[list[tuple[PoolName, int]]] = [[] for _ in ranges]
+        slots: list[list[int]] = [[] for _ in ranges]
+        for number, (index, first, count) in enumerate(ranges):
+            for tier, page in self._places(index, first, count, block_bytes):
+                if tier == "disk":
+                    slots[number].append(page)
+                else:
+                    found[number].append((tier, len(wanted[tier])))
+                    wanted[tier].append(page)
         rows = {place: access.read(place, pages) for place, pages in wanted.items() if pages}
-        return [
+        copied: list[Bytes2D] = [
             np.stack([rows[place][at] for place, at in places])
             if places
             else np.empty((0, 0), np.uint8)
             for places in found
         ]
+        if store is None:
+            return CopiedBlocks(None, copied, [], [])
+        return CopiedBlocks(store, copied, slots, [store.checksums(of) for of in slots])
 
     def _places(
         self, index: int, first: int, count: int, block_bytes: int
-    ) -> Iterator[tuple[PoolName, int]]:
+    ) -> Iterator[tuple[TierName, int]]:
         segment, parent, tokens = self._segments[index]
         if segment.parent is not parent or self._memory.tree is not self._tree:
             return  # dropped, taken over by a lease, split, or merged with its parent
@@ -128,6 +167,8 @@ class LiveBlocks:
                 yield "device", segment.device[block]
             elif block < segment.host.valid:
                 yield "host", segment.host[block]
+            elif block < segment.disk.valid:
+                yield "disk", segment.disk[block]
             else:
                 return
 
@@ -151,7 +192,8 @@ def image_of(
             continue
         place[segment] = len(live)
         live.append(segment)
-        num_content = max(segment.device.valid, segment.host.valid)
+        in_memory = max(segment.device.valid, segment.host.valid)
+        num_content = max(in_memory, segment.disk.valid)
         of = segment.partial_of
         image.segments.append(
             SegmentImage(
@@ -161,6 +203,7 @@ def image_of(
                 NOBODY if of is None else number.get(of, NOBODY),
                 num_content if of is None or of in number else 0,
                 0 < segment.device.valid == num_content,
+                in_memory < num_content,
                 segment.num_hits > 0,
                 segment.last_use,
                 segment.last_seq,
@@ -202,14 +245,18 @@ class Placed(NamedTuple):
 
 
 def put_image(
-    memory: MemoryManager, image: MemoryImage, read: ReadBlocks, access: PageAccess
+    memory: MemoryManager,
+    image: MemoryImage,
+    read: ReadBlocks,
+    access: PageAccess,
+    store: SlotStore | None,
 ) -> Placed:
-    """Put ``image`` into ``memory``, which is empty. Pages that were on the device come there as
-    far as there is room, the others to the host; what has no room is left out, with all that is
-    behind it. Next uses are not told here."""
+    """Put ``image`` into ``memory``, which is empty, and whose disk is ``store``. Pages come to the
+    tier on which they were, as far as there is room, the others to another one; what has no room
+    is left out, with all that is behind it. Next uses are not told here."""
     made: dict[int, Segment] = {}
     placed = sum(
-        _put_segment(memory, image, index, made, read, access)
+        _put_segment(memory, image, index, made, read, access, store)
         for index in range(len(image.segments))
     )
     put_agents(memory, image, made)
@@ -228,6 +275,7 @@ def _put_segment(
     made: dict[int, Segment],
     read: ReadBlocks,
     access: PageAccess,
+    store: SlotStore | None,
 ) -> int:
     """Make segment ``index`` of ``image`` below its parent. Returns its number of pages; 0 if it is
     left out."""
@@ -238,15 +286,18 @@ def _put_segment(
     if found.parent != NOBODY and len(parent.tokens) < len(image.segments[found.parent].tokens):
         return 0  # the end of the parent was left out
     is_partial = found.partial_of != NOBODY
-    tier = _tier_for(memory, found, parent, is_partial)
+    tier = _tier_for(memory, found, parent, is_partial, store is not None)
     if tier is None:
         return 0
     rows = read(index, min(found.num_content, tier.pool.num_free))
     pages = tier.pool.allocate(len(rows)) if len(rows) else None
     if pages is None:
         return 0
-    assert tier.name != "disk", "_tier_for gives a pool of memory"
-    access.write(tier.name, pages, rows)
+    if tier.name != "disk":
+        access.write(tier.name, pages, rows)
+    elif store is not None and not _is_written(store, pages, rows):
+        tier.pool.free(pages)
+        return 0
     if is_partial:
         agent = image.agents[found.partial_of].id
         segment = tree.insert_partial(parent, found.tokens, agent, found.mark)
@@ -258,16 +309,29 @@ def _put_segment(
     return len(rows)
 
 
+def _is_written(store: SlotStore, slots: Sequence[int], rows: Bytes2D) -> bool:
+    """Write ``rows`` to ``slots``. Returns False for a disk that cannot be written to."""
+    try:
+        store.write(slots, rows, range(len(rows)))
+    except OSError:
+        return False
+    return True
+
+
 def _tier_for(
-    memory: MemoryManager, found: SegmentImage, parent: Segment, is_partial: bool
+    memory: MemoryManager, found: SegmentImage, parent: Segment, is_partial: bool, has_store: bool
 ) -> Tier | None:
     """Where the pages of ``found`` go: a tier that has room for all of them or else for some. A
     segment may be on the device where all above it is; a partial block can be nowhere else."""
-    device, host = memory.tiers.device, memory.tiers.host
+    device, host, disk = memory.tiers
     may_be_on_device = parent.is_root or parent.is_ready
     tiers = [device] if may_be_on_device else []
     if not is_partial:
-        tiers = [*tiers, host] if found.on_device else [host, *tiers]
+        below = [disk] if has_store else []
+        if found.on_device:
+            tiers = [*tiers, host, *below]
+        else:
+            tiers = [*below, host, *tiers] if found.on_disk else [host, *tiers, *below]
     roomy = [tier for tier in tiers if tier.pool.num_free >= found.num_content]
     return next((tier for tier in (*roomy, *tiers) if tier.pool.num_free), None)
 

@@ -13,7 +13,7 @@ from scalesim.memory.tree.owner import AgentStatistics
 
 _SEGMENT = {
     "parent": np.int64, "partial_of": np.int64, "num_content": np.int64, "on_device": np.bool_,
-    "reused": np.bool_, "last_use": np.float64, "last_seq": np.int64,
+    "on_disk": np.bool_, "reused": np.bool_, "last_use": np.float64, "last_seq": np.int64,
 }  # fmt: skip
 _AGENT = {"newest_end": np.int64, "last_match": np.int64, "next_seq": np.int64}
 _STATISTICS = {
@@ -54,13 +54,14 @@ def from_columns(columns: Mapping[str, Any]) -> MemoryImage:
         ReuseImage(rate, observed, returns),
     )
     block_bytes = image.block_size * 4
-    rows = _rows(columns["segments"], _SEGMENT)
+    segments = columns["segments"]
+    if "on_disk" not in segments:  # a release before left such pages out
+        segments = {**segments, "on_disk": np.zeros(len(segments["parent"]), np.bool_)}
+    rows = _rows(segments, _SEGMENT)
     tokens, marks = _split(columns["tokens"]), _split(columns["marks"])
     for row, of_tokens, mark in zip(rows, tokens, marks, strict=True):
-        parent, partial_of, content, on_device, reused, last_use, last_seq = row
-        segment = SegmentImage(
-            parent, of_tokens, mark, partial_of, content, on_device, reused, last_use, last_seq
-        )
+        parent, partial_of, content, *others = row
+        segment = SegmentImage(parent, of_tokens, mark, partial_of, content, *others)
         full = len(of_tokens) // block_bytes
         most = full if partial_of < 0 else int(0 < len(of_tokens) < block_bytes)
         if not (-1 <= parent < len(image.segments) and 0 <= content <= most):

@@ -133,8 +133,8 @@ class MemoryParts:
 
     def reset(self, lost: Mapping[TierName, Collection[int]] = MappingProxyType({})) -> None:
         """Begin anew, whatever state memory is in: all leases and segments are forgotten, and only
-        the next uses of agents are kept, and the names of blobs, which are lost. No other old state
-        is read, since none can be trusted.
+        the next uses of agents are kept, and the names of blobs with their sources; blobs without
+        are lost. No other old state is read, since none can be trusted.
 
         No step may be under way. Pages given as ``lost``, and pages that a copy may still use, are
         taken out of circulation.
@@ -144,7 +144,7 @@ class MemoryParts:
             tier.name: tier.lost.union(pages, lost.get(tier.name, ()))
             for tier, pages in zip(self.tiers, touched, strict=True)
         }
-        next_uses, blobs = self.owners.next_uses(), self.blobs.names()
+        next_uses, blobs = self.owners.next_uses(), self.blobs.books()
         self._build(all_lost)
         self.owners.set_next_uses(next_uses)
-        self.blobs.lose(blobs)
+        self.blobs.begin_from(blobs)

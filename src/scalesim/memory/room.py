@@ -95,7 +95,7 @@ class Room:
                 self._shed_on_both(None)
                 or self._shed_clean(may_leave)
                 or self._shed_last_copy(may_leave, missing)
-                or self._shed_behind_device()
+                or self._shed_any()
             ),
         )
 
@@ -149,13 +149,11 @@ class Room:
         self._drops.shed(self._host, segment, keep)
         return True
 
-    def _shed_behind_device(self) -> bool:
-        """Shed from the host what only the front of a segment is on the device of: no order has
-        it."""
+    def _shed_any(self) -> bool:
+        """Shed from the host what no order has: where only the front of a segment is on the device,
+        or where what is below it on the disk is lost with it. The deepest goes first."""
         for segment in self._ranking.segments():
-            if segment.loss == "fatal" or segment.pins or segment.is_moving:
-                continue
-            if segment.host and not segment.content_children:
+            if segment.host and segment.loss != "fatal" and not self._drops.is_busy(segment):
                 self._drops.shed(self._host, segment)
                 return True
         return False

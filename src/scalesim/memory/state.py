@@ -15,7 +15,9 @@ import numpy as np
 
 from scalesim.core import AgentId, Bytes2D
 from scalesim.errors import StateError
-from scalesim.memory.leases.blobs import Blob, ValueForm
+from scalesim.memory.kinds import ValueForm, in_rows, stored_form
+from scalesim.memory.leases.blobs import Blob
+from scalesim.memory.links.link import PageSource
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pools.page_access import PageAccess
 from scalesim.memory.tree.segment import Segment
@@ -23,10 +25,12 @@ from scalesim.memory.tree.segment import Segment
 
 class StoredValue(NamedTuple):
     """A value as it lies in pages: ``rows``, uint8 ``[num_pages, page_bytes]``, an array or, where
-    they were read from a device, a tensor there."""
+    they were read from a device, a tensor there; ``None`` where the value has to be read from its
+    ``source``."""
 
     form: ValueForm
     rows: Any
+    source: PageSource | None
 
 
 class StateAccess:
@@ -47,13 +51,18 @@ class StateAccess:
         if segment.is_ready:
             self._memory.ranking.touch(segment)
             self._memory.ranking.refresh(segment)
-            return StoredValue(blob.form, self._access.read_there(list(segment.device)))
-        return StoredValue(blob.form, self._access.read("host", list(segment.host)))
+            rows = self._access.read_there(list(segment.device))
+        elif segment.host.valid == segment.num_blocks:
+            rows = self._access.read("host", list(segment.host))
+        else:
+            rows = None
+        return StoredValue(blob.form, rows, blob.source)
 
     def write(self, agent: AgentId, name: str, form: ValueForm, rows: Bytes2D) -> int | None:
-        """Set a value. Returns the number of pages written: of a value in as many pages that no
-        other agent shares, those that differ. ``None``, with nothing changed, where the host has
-        too little room until copies have ended. Raises ``StateError`` where it never has."""
+        """Set a value that has no source. Returns the number of pages written: of a value in as
+        many pages that no other agent shares, those that differ. ``None``, with nothing changed,
+        where the host has too little room until copies have ended. Raises ``StateError`` where it
+        never has."""
         blobs = self._memory.blobs
         before = blobs.of(agent).get(name)
         if before is not None and len(before.segment.host) == len(rows) and blobs.may_write(before):
@@ -65,40 +74,47 @@ class StateAccess:
         self._access.write("host", list(blob.segment.host), rows)
         return len(rows)
 
+    def refer(
+        self, agent: AgentId, name: str, form: ValueForm, source: PageSource, rows: Bytes2D
+    ) -> None:
+        """Set a value that is read from ``source``: ``rows``, uint8 ``[num_pages, page_bytes]``,
+        which the caller leaves as they are."""
+        self._memory.blobs.refer(agent, name, form, source, rows)
+
     def remove(self, agent: AgentId, name: str) -> None:
         """Forget a value. Raises ``KeyError`` for one that is not there."""
-        if name not in self._memory.blobs.names().get(agent, ()):
+        if name not in self._memory.blobs.books().get(agent, ()):
             raise KeyError(name)
         self._memory.blobs.discard(agent, name)
 
     # -- snapshots ----------------------------------------------------------------------------
 
     def image(self, is_wanted: Callable[[AgentId], bool]) -> dict[str, Any]:
-        """All values of the agents that are wanted, as plain values. One that forks share is there
-        once. O(bytes)."""
+        """All values of the agents that are wanted, as plain values, with the bytes of those that
+        have no source. One that forks share is there once. O(bytes)."""
         place: dict[Segment, int] = {}
         values: list[ValueForm] = []
         data: list[bytes] = []
         owners: list[tuple[AgentId, str, int]] = []
         for agent in filter(is_wanted, self._memory.blobs.agents()):
-            for name, (segment, form) in self._memory.blobs.of(agent).items():
+            for name, (segment, form, source) in self._memory.blobs.of(agent).items():
                 if segment not in place:
                     place[segment] = len(values)
-                    rows = self._access.read("host", list(segment.host))
                     values.append(form)
+                    rows = self._access.read("host", list(segment.host) if source is None else [])
                     data.append(rows.reshape(-1)[: form.num_bytes].tobytes())
                 owners.append((agent, name, place[segment]))
         return {"owners": owners, "forms": values, "bytes": b"".join(data)}
 
-    def put_image(self, image: Mapping[str, Any]) -> list[tuple[AgentId, str]]:
+    def put_image(
+        self, image: Mapping[str, Any], source_of: Callable[[ValueForm], PageSource]
+    ) -> list[tuple[AgentId, str]]:
         """Put what ``image`` gave into memory in which these agents have no values. Returns the
-        values for which the host has no room. Raises ``ValueError``, ``LookupError`` or
-        ``TypeError`` for columns of others."""
-        forms = [
-            ValueForm(int(size), kind, (name, tuple(shape)))
-            for size, kind, (name, shape) in image["forms"]
-        ]
-        ends = [0, *accumulate(form.num_bytes for form in forms)]
+        values for which the host has no room. ``source_of`` gives a source for a value with an
+        origin. Raises ``ValueError``, ``LookupError`` or ``TypeError`` for columns of others."""
+        forms = [stored_form(*columns) for columns in image["forms"]]
+        kept = [form.num_bytes * (form.origin is None) for form in forms]
+        ends = [0, *accumulate(kept)]
         if ends[-1] != len(image["bytes"]) or min(ends) < 0:
             raise ValueError(
                 f"{len(image['bytes'])} bytes of values, and {ends[-1]} in their forms"
@@ -108,6 +124,9 @@ class StateAccess:
         for agent, name, index in image["owners"]:
             if index in made:
                 self._memory.blobs.share(agent, name, made[index])
+                continue
+            if forms[index].origin is not None:
+                self._memory.blobs.refer(agent, name, forms[index], source_of(forms[index]))
                 continue
             data = np.frombuffer(image["bytes"][ends[index] : ends[index + 1]], np.uint8)
             rows = in_rows(data, self._memory.page_bytes)
@@ -129,12 +148,3 @@ class StateAccess:
         if copied:
             self._access.write("device", [segment.device[at] for at in copied], rows[copied])
         return len(changed)
-
-
-def in_rows(data: Any, page_bytes: int) -> Bytes2D:
-    """``data``, uint8 ``[num_bytes]``, as rows of pages, uint8 ``[num_pages, page_bytes]``: at
-    least one, the last filled up with zeros."""
-    count = max(1, -(-len(data) // page_bytes))
-    rows = np.zeros((count, page_bytes), np.uint8)
-    rows.reshape(-1)[: len(data)] = data
-    return rows

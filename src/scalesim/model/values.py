@@ -1,49 +1,78 @@
-"""Tensors as bytes, and back: the values that an agent keeps."""
+"""Tensors as a kind of state: the values that an agent keeps unless a kind of yours takes them."""
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+import random
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from scalesim.errors import StateError
-
-TensorForm: TypeAlias = "tuple[str, tuple[int, ...]]"
-"""Name of the dtype, and shape."""
+from scalesim.memory.kinds import StateKind
 
 
-def tensor_of(value: Any) -> Tensor:
-    """``value``, a tensor or a numpy array, as a dense tensor. Raises ``StateError``."""
+class TensorKind(StateKind):
+    """Dense tensors and numpy arrays of any dtype. Nothing can make them again."""
+
+    name = "tensor"
+
+    def form(self, value: Any) -> Any:
+        """(name of the dtype, shape). Raises ``StateError`` for a tensor that is not dense."""
+        if not isinstance(value, (Tensor, np.ndarray)):
+            return None
+        tensor = _tensor_of(value)
+        return str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
+
+    def num_bytes(self, form: Any) -> int:
+        name, shape = form
+        return int(np.prod(shape, dtype=np.int64)) * _dtype(name).itemsize
+
+    def pack(self, value: Any) -> Any:
+        """The elements in C order."""
+        tensor = _tensor_of(value).resolve_conj().resolve_neg()
+        return tensor.contiguous().reshape(-1).cpu().view(torch.uint8).numpy()
+
+    def view(self, form: Any, data: Any, origin: Any) -> Tensor:
+        """Raises ``StateError`` for a dtype of another release."""
+        name, shape = form
+        if not len(data):  # has no strides that a view could take
+            return torch.empty(tuple(shape), dtype=_dtype(name), device=data.device)
+        tensor: Tensor = data.view(_dtype(name)).reshape(tuple(shape))
+        return tensor
+
+    def sample(self, rng: random.Random) -> Tensor:
+        shape = [rng.randint(0, 9) for _ in range(rng.randint(0, 3))]
+        dtype = rng.choice([torch.float32, torch.bfloat16, torch.int64, torch.bool])
+        return (
+            torch.tensor([rng.gauss(0, 9) for _ in range(int(np.prod(shape)))])
+            .to(dtype)
+            .reshape(shape)
+        )
+
+
+TENSORS = TensorKind()
+
+
+def bytes_in(rows: Any, num_bytes: int, device: str = "cpu") -> Tensor:
+    """The first ``num_bytes`` of the pages ``rows``, uint8 ``[num_pages, page_bytes]``, an array or
+    a tensor, as ``torch.uint8`` on ``device``: not a copy, if they are there."""
+    return torch.as_tensor(rows.reshape(-1)[:num_bytes], device=device)
+
+
+def _tensor_of(value: Any) -> Tensor:
     try:
         tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
     except TypeError as error:
         raise StateError(f"an array of dtype {value.dtype} is no tensor: {error}") from error
-    if not isinstance(tensor, Tensor):
-        raise StateError(f"a {type(value).__name__} is given; state is a tensor or a numpy array")
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
         raise StateError(f"a tensor of {tensor.layout} on {tensor.device}; state is dense tensors")
     return tensor.detach()
 
 
-def packed(tensor: Tensor) -> tuple[TensorForm, npt.NDArray[np.uint8]]:
-    """The form of a dense ``tensor``, and its elements in C order as uint8 ``[num_bytes]``."""
-    flat = tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).cpu()
-    data: npt.NDArray[np.uint8] = flat.view(torch.uint8).numpy()
-    return (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)), data
-
-
-def unpacked(form: TensorForm, data: Any, device: str) -> Tensor:
-    """The tensor of ``form`` on ``device`` whose bytes are the first of ``data``, uint8 ``[n]``,
-    an array or a tensor. Shares no memory with ``data``. Raises ``StateError`` for a form of
-    another release."""
-    name, shape = form
+def _dtype(name: str) -> torch.dtype:
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
         raise StateError(f"{name!r} is no dtype of torch {torch.__version__}")
-    tensor = torch.empty(tuple(shape), dtype=dtype, device=device)
-    flat = tensor.reshape(-1).view(torch.uint8)
-    flat.copy_(torch.as_tensor(data[: flat.numel()]))
-    return tensor
+    return dtype

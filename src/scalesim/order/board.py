@@ -151,7 +151,6 @@ class CallBoard:
         owner, path = found
         owner.num_open -= 1
         self.keys.use(owner)
-        self.keys.left(path)
         if astray := self.keys.astray(path):
             self.keys.own(owner, {key: path[key] for key in astray})
         if owner.name is not None and path:

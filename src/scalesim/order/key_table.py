@@ -67,20 +67,21 @@ class KeyTable:
         return owned
 
     def astray(self, keys: Iterable[Key]) -> list[Key]:
-        """Those of ``keys`` that a tier holds and nobody owns: they had left, and were computed
-        again."""
+        """``left`` for the ``keys`` of a call that ends. Returns those that a tier holds and nobody
+        owns: they had left, and were computed again."""
         nobodys, found = self._strays.alone, []
         for key in keys:
-            owned = self._keys.get(key)
-            if owned.group is nobodys if owned is not None else self._is_held(key):
+            if not self._is_held(key):
+                self._drop(key)
+            elif (owned := self._keys.get(key)) is None or owned.group is nobodys:
                 found.append(key)
         return found
 
     def left(self, keys: Iterable[Key]) -> None:
         """``keys`` may have left a tier: those that no tier holds any more have no owner."""
         for key in keys:
-            if not self._is_held(key) and (owned := self._keys.pop(key, None)) is not None:
-                self._drop_from(owned.group)
+            if not self._is_held(key):
+                self._drop(key)
 
     def leaves_before(self, key: Key, other: Key) -> bool:
         """Whether ``key`` leaves a tier before ``other`` does."""
@@ -184,6 +185,11 @@ class KeyTable:
         group.num_keys += 1
         self._drop_from(owned.group)
         owned.group = group
+
+    def _drop(self, key: Key) -> None:
+        owned = self._keys.pop(key, None)
+        if owned is not None:
+            self._drop_from(owned.group)
 
     def _drop_from(self, group: KeyGroup) -> None:
         group.num_keys -= 1

@@ -38,7 +38,8 @@ class LeavingOrder:
 
     def add(self, key: Key) -> None:
         """Add ``key``, or move it to its place."""
-        group = self._keys.owned(key).group
+        owned = self._keys.owned(key)
+        group = owned.group
         shelf = self._at.get(key)
         if shelf is not None:
             if shelf.group is group:
@@ -48,7 +49,7 @@ class LeavingOrder:
         if shelf is None:
             shelf = self._shelves[group] = _Shelf(group, self._keys)
             self._note(group)
-        shelf.put(key)
+        shelf.put(key, owned.stamp, owned.depth)
         self._at[key] = shelf
 
     def discard(self, key: Key) -> None:
@@ -87,6 +88,24 @@ class LeavingOrder:
         for key in passed:
             self.add(key)
         return taken
+
+    def num_before(self, key: Key, limit: int) -> int:
+        """How many keys, up to ``limit``, leave before ``key``, which may be elsewhere."""
+        own, now, count = self._keys.owned(key).group, self._keys.clock.now, 0
+        use = own.next_use()
+        passed: list[KeyGroup] = []
+        while count < limit and (shelf := self._first()) is not None:
+            if shelf.group is own:
+                before = (self._keys.leaves_before(other, key) for other in shelf.live)
+                count += sum(before)
+                break
+            if not use.sooner_than(shelf.group.next_use(), now):
+                break
+            count += len(shelf.live)
+            passed.append(shelf.group)
+            self._groups.discard(shelf.group)
+        self._changed.update(dict.fromkeys(passed))
+        return min(count, limit)
 
     def clear(self) -> None:
         """Remove all keys."""
@@ -141,11 +160,12 @@ class _Shelf:
         self._heap: list[tuple[int, int, int, Key]] = []
         self._seq = 0
 
-    def put(self, key: Key) -> None:
+    def put(self, key: Key, stamp: int, depth: int) -> None:
         self.live.add(key)
         if key not in self._entered:
             self._entered.add(key)
-            heapq.heappush(self._heap, self._entry(key))
+            self._seq += 1
+            heapq.heappush(self._heap, (stamp, -depth, self._seq, key))
             if len(self._heap) > 2 * len(self.live) + 16:
                 self._heap = [entry for entry in self._heap if entry[3] in self.live]
                 self._entered = set(self.live)
@@ -161,9 +181,5 @@ class _Shelf:
             owned = self._keys.owned(key)
             if (stamp, depth) == (owned.stamp, -owned.depth):
                 return key
-            heapq.heapreplace(self._heap, self._entry(key))
-
-    def _entry(self, key: Key) -> tuple[int, int, int, Key]:
-        self._seq += 1
-        owned = self._keys.owned(key)
-        return (owned.stamp, -owned.depth, self._seq, key)
+            self._seq += 1
+            heapq.heapreplace(self._heap, (owned.stamp, -owned.depth, self._seq, key))

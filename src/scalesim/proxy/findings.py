@@ -16,6 +16,7 @@ from scalesim.errors import ConfigError
 from scalesim.profile.calls import LoggedCall
 from scalesim.profile.readers import calls_of_trace
 from scalesim.profile.statistics import Profile, characterise
+from scalesim.proxy.plugin_counts import PluginWork
 from scalesim.proxy.recording import CallRecord
 from scalesim.replay.arms import play
 from scalesim.replay.own import hardware_of, model_of
@@ -96,13 +97,19 @@ class Findings:
     capacity: AgentRoom | None = None
     arms: tuple[Arm, ...] = ()
     notes: tuple[str, ...] = ()
+    plugin: PluginWork | None = None
 
 
 def find(
-    records: Sequence[CallRecord], ticks: Sequence[TraceTick], sizes: Sizes, host_bytes: int
+    records: Sequence[CallRecord],
+    ticks: Sequence[TraceTick],
+    sizes: Sizes,
+    host_bytes: int,
+    plugin: PluginWork | None = None,
 ) -> Findings:
-    """The findings of a run. Raises ``ConfigError`` for wrong ``sizes``."""
-    found = Findings(traffic_of(records), reuse_of(records, ticks))
+    """The findings of a run; ``plugin`` is what a plug-in in the server did meanwhile. Raises
+    ``ConfigError`` for wrong ``sizes``."""
+    found = Findings(traffic_of(records), reuse_of(records, ticks), plugin=plugin)
     calls = calls_of_trace(ticks)
     if not calls:
         note = "No call that was answered names an agent, so nothing can be said of agents."

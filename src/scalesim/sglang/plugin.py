@@ -20,8 +20,12 @@ RUST_REFUSED = (
 )
 _CORE = "sglang.srt.mem_cache.unified_cache.unified_tree_core.UnifiedTreeCore"
 _CACHE = "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache"
+_OLD_CACHE = "sglang.srt.mem_cache.radix_cache.RadixCache"  # what storage back-ends still build on
+_ANY_CACHE = "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache"
+_ADAPTERS = "sglang.srt.lora.eviction_policy.LRUEvictionPolicy"
 _log = logging.getLogger(__name__)
 _done = False
+_heard: NextUseStrategy | None = None  # of the process's one scheduler
 
 
 def register() -> None:
@@ -48,8 +52,12 @@ def _register() -> None:
     for target, hook, kind in (
         ("sglang.srt.managers.scheduler.Scheduler._add_request_to_queue", queued, HookType.BEFORE),
         (f"{_CACHE}.on_release", released, HookType.AFTER),
+        (f"{_ANY_CACHE}.on_release", released, HookType.AFTER),
+        (f"{_OLD_CACHE}._insert_cache", inserted, HookType.AFTER),
+        (f"{_OLD_CACHE}._split_node", old_node_split, HookType.AFTER),
         (f"{_CORE}._add_new_node", node_added, HookType.AFTER),
         (f"{_CORE}._split_node", node_split, HookType.AFTER),
+        (f"{_ADAPTERS}.select_victim", adapter_chosen, HookType.AFTER),
         (
             "sglang.srt.mem_cache.unified_cache.tree_core_registry.resolve_tree_core_backend",
             core_chosen,
@@ -70,9 +78,10 @@ def strategy_of(core: Any) -> NextUseStrategy | None:
 
 def queued(scheduler: Any, req: Any, *more: Any, **named: Any) -> None:
     """A request is about to be queued."""
-    strategy = strategy_of(scheduler.tree_cache)
-    if strategy is not None:
-        strategy.begin(req)
+    global _heard
+    _heard = strategy_of(scheduler.tree_cache)
+    if _heard is not None:
+        _heard.begin(req)
 
 
 def released(result: Any, cache: Any, req: Any, **named: Any) -> None:
@@ -92,6 +101,29 @@ def node_split(result: Any, core: Any, key: Any, child: Any, split_len: int) -> 
     """A node was split in two."""
     if strategy_of(core) is not None:
         split_owners(result[0], child)
+
+
+def inserted(result: Any, cache: Any, req: Any, *args: Any, **named: Any) -> None:
+    """A request's tokens are in an old cache, which is not told whose they are."""
+    if strategy_of(cache) is not None:
+        from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
+
+        found = cache.match_prefix(MatchPrefixParams(key=result[0]))
+        add_owner(found.last_device_node, req.session_id)
+
+
+def old_node_split(upper: Any, cache: Any, key: Any, child: Any, split_len: int) -> None:
+    """A node of an old cache was split in two."""
+    if strategy_of(cache) is not None:
+        split_owners(upper, child)
+
+
+def adapter_chosen(victim: str | None, lru: Any, candidates: set[str | None]) -> str | None:
+    """A LoRA adapter is to leave the device: the one that is used last. SGLang offers the base
+    model, ``None``, only where nothing else can leave."""
+    if _heard is None or victim is None:
+        return victim
+    return _heard.first_adapter([name for name in lru.access_order if name in candidates])
 
 
 def core_chosen(name: str, asked: str, params: Any) -> None:

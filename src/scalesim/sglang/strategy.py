@@ -7,13 +7,14 @@ rank gets in the same order, and nothing here asks a clock of the machine.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from scalesim.core import AgentId
 from scalesim.errors import RequestError
 from scalesim.memory.tree.next_use import NextUse
 from scalesim.memory.tree.owner import MANY_OWNERS
-from scalesim.order.board import CallBoard
+from scalesim.order.board import MAX_BOARD_AGENTS, CallBoard
 from scalesim.order.request_hints import RequestHint, read_hint
 
 OWNERS = "scalesim_owners"
@@ -32,12 +33,28 @@ class NextUseStrategy:
     def __init__(self) -> None:
         self.board = CallBoard()
         self.num_malformed = 0
+        self._adapter_of: dict[AgentId, str] = {}
+        self._agents_of: dict[str, tuple[AgentId, ...]] = {}
 
     def get_priority(self, node: Any) -> tuple[float, bool, float, float]:
         """The smaller, the sooner ``node`` leaves."""
-        owners = getattr(node, OWNERS, ())
+        return self._priority(getattr(node, OWNERS, ()), float(node.last_access_time))
+
+    def first_adapter(self, candidates: Iterable[str]) -> str:
+        """Which of these LoRA adapters leaves first: one that no agent has, else the one whose
+        agents all call last. Of equal ones the first given."""
+
+        def place(name: str) -> tuple[bool, tuple[float, bool, float, float]]:
+            agents = self._agents_of.get(name, ())
+            return bool(agents), self._priority(agents, 0.0)
+
+        return min(candidates, key=place)
+
+    def _priority(
+        self, owners: Sequence[AgentId], last_access: float
+    ) -> tuple[float, bool, float, float]:
         uses = [use for owner in owners if (use := self.board.agent_use(owner)) is not None]
-        now, last_access = self.board.clock.now, float(node.last_access_time)
+        now = self.board.clock.now
         known = [use for use in uses if use.time is not None]
         if len(owners) > MANY_OWNERS:
             return 0.0, True, 0.0, last_access  # one of them always calls now
@@ -60,6 +77,27 @@ class NextUseStrategy:
             if self.num_malformed == 1:
                 _log.warning("a request's hint is ignored, as will be others like it: %s", error)
         hint.tell(self.board, request.rid)
+        if hint.agent is not None:
+            self._note_adapter(hint.agent, request.lora_id)
+
+    def _note_adapter(self, agent: AgentId, adapter: str | None) -> None:
+        """``agent`` calls with ``adapter``, a name of SGLang's; ``None`` for the base model."""
+        before = self._adapter_of.pop(agent, None)
+        if adapter is not None:
+            self._adapter_of[agent] = adapter
+            if len(self._adapter_of) > MAX_BOARD_AGENTS:
+                self._note_adapter(next(iter(self._adapter_of)), None)
+        if before == adapter:
+            return
+        if before is not None:
+            left = tuple(other for other in self._agents_of[before] if other != agent)
+            self._agents_of[before] = left
+            if not left:
+                del self._agents_of[before]
+        if adapter is not None:
+            agents = self._agents_of.get(adapter, ())
+            if len(agents) <= MANY_OWNERS:
+                self._agents_of[adapter] = (*agents, agent)
 
     def end(self, request: Any) -> None:
         """A request has let go of its memory: it is over, or will be queued again."""

@@ -13,8 +13,10 @@ from scalesim.core import Bytes2D, Int64s
 from scalesim.memory.eviction.policies import Policy, policy_named
 from scalesim.memory.links.link import Link, Timeline
 from scalesim.memory.manager import MemoryManager
+from scalesim.memory.pools.page_access import ArrayPages, PageAccess
 from scalesim.memory.pools.page_pool import MakePool, PagePool
 from scalesim.memory.pools.storage import allocate_pages
+from scalesim.testing.array_slots import ArraySlots
 from scalesim.testing.hostile_link import HostileLink
 from scalesim.testing.page_watch import PageWatch
 from scalesim.testing.tag_runner import BadHook, TagRunner, Verify
@@ -53,8 +55,8 @@ class Bed:
     """Memory with pools of ``pages`` (and the null page), ``host_pages`` and ``disk_pages`` pages
     of ``block_size`` tags each; only a hostile link has a disk.
 
-    ``raw_link`` and ``tags`` are the link and the runner themselves; ``link`` and ``runner`` are
-    the same with the watch around them, as the engine's parts get them.
+    ``raw_link`` and ``tags`` are the link and the runner themselves; ``link``, ``runner`` and
+    ``pages`` have the watch around them, as the engine's parts get them.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Bed:
         self.disk = allocate_pages(max(1, disk_pages), page_bytes)
         self.timeline = Timeline()
         self.raw_link: Link = factories.link(self.device, self.host, self.timeline, seed)
+        self.store = ArraySlots(self.disk) if disk_pages else None
         if disk_pages:
             assert self.hostile is not None, self.raw_link
             self.hostile.add_disk(self.disk)
@@ -99,13 +102,14 @@ class Bed:
         )
         self.link: Link = self.raw_link
         self.runner: Runner = self.tags
+        self.pages: PageAccess = ArrayPages(self.device, self.host)
         make_pool = factories.pool
         if factories.watched:
             watch = PageWatch(
                 pages + 1, max(1, host_pages), block_size, num_rows, max_blocks, disk_pages
             )
             self.link, self.runner = watch.link(self.raw_link), watch.runner(self.tags)
-            make_pool = watch.pool(factories.pool)
+            self.pages, make_pool = watch.pages(self.pages), watch.pool(factories.pool)
         self.runner = factories.runner(self.runner)
         self.memory = factories.memory(
             block_size=block_size,

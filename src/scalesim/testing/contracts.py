@@ -19,7 +19,7 @@ import numpy as np
 from scalesim.core import Bytes2D, Fence
 from scalesim.errors import AdapterError
 from scalesim.memory.eviction.policies import Policy
-from scalesim.memory.links.link import Copies, Direction, InMemorySource, Link, Timeline
+from scalesim.memory.links.link import Copies, Direction, InMemorySource, Link, PageSource, Timeline
 from scalesim.memory.pools.page_pool import MakePool
 from scalesim.memory.pools.storage import allocate_pages
 from scalesim.testing.bed import MakeLink
@@ -66,7 +66,7 @@ class BrokenRuleError(AssertionError):
 
 
 @contextmanager
-def _telling(asked: list[str]) -> Iterator[None]:
+def telling(asked: list[str]) -> Iterator[None]:
     """Turn any error into a ``BrokenRuleError`` with the operations ``asked`` so far."""
     try:
         yield
@@ -86,7 +86,7 @@ def try_pool(make: MakePool, seed: int, steps: int = 200) -> None:
     num_pages = rng.choice([0, 1, 2, 5, 9, 33, 70])
     first = rng.randint(0, 2)
     asked = [f"make({num_pages + first}, first={first})"]
-    with _telling(asked):
+    with telling(asked):
         trial = PoolTrial(make, num_pages + first, first, asked)
         for _ in range(steps):
             trial.step(rng)
@@ -232,14 +232,14 @@ def try_link(make: MakeLink, seed: int, steps: int = 60) -> None:
     rng = random.Random(seed)
     trial = LinkTrial(make, seed)
     try:
-        with _telling(trial.asked):
+        with telling(trial.asked):
             for _ in range(steps):
                 trial.step(rng)
     finally:
         trial.link.close()
 
 
-class _Unreadable:
+class _Unreadable(PageSource):
     def read(self) -> Bytes2D:
         raise AdapterError("the source cannot be read")
 

@@ -12,11 +12,13 @@ from scalesim.core import Bytes2D
 from scalesim.errors import AdapterError
 from scalesim.memory.lease import AttachmentSpec, Lease
 from scalesim.memory.leases.block_table import BlockTable
+from scalesim.memory.links.link import PageSource
 
 
 @dataclass(frozen=True)
-class FlakySource:
-    """The source of an adapter's pages; reading fails while its tag is in ``broken``."""
+class FlakySource(PageSource):
+    """The source of an adapter's pages, or a value's; reading fails while its tag is in
+    ``broken``."""
 
     tag: int
     pages: Bytes2D

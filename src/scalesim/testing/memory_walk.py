@@ -48,6 +48,14 @@ OF_ADAPTERS: list[Act] = [
     (3, "unload_adapter", some(9)),
     (2, "break_source", some(9)),
 ]
+OF_BLOBS: list[Act] = [
+    (12, "set_blob", some(AGENTS, 9, 9, 999)),
+    (2, "delete_blob", some(AGENTS, 9)),
+    (3, "read_blobs", some(AGENTS)),
+    (1, "break_blobs", some(3)),
+    (8, "use_blobs", some(AGENTS, 99)),
+    (2, "fork", some(AGENTS, AGENTS)),
+]
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,8 @@ class MemoryWalk:
     steps: int
 
     def operations(self) -> list[Operation]:
-        acts = ACTS + (OF_ADAPTERS if self.shape.adapters else [])
+        shape = self.shape
+        acts = ACTS + OF_ADAPTERS * (shape.adapters > 0) + OF_BLOBS * (shape.blobs > 0)
         return [*drawn(acts, self.seed, self.steps), ("quiesce", ())]
 
     def world(self, factories: Factories = OURS) -> MemoryWorld:

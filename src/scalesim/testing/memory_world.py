@@ -13,10 +13,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from scalesim.batch import LaunchedStep
-from scalesim.core import Int64s
+from scalesim.core import Bytes2D, Int64s
+from scalesim.errors import StateError
 from scalesim.memory.audit.integrity import check_integrity
+from scalesim.memory.kinds import ValueForm
 from scalesim.memory.lease import AttachmentSpec
 from scalesim.memory.leases.adapters import AdapterContent, adapter_spec
+from scalesim.memory.state import StateAccess
 from scalesim.memory.tree.prefix_tree import TEXT
 from scalesim.memory.tree.segment import Segment, descendants, lineage
 from scalesim.testing.bed import OURS, Bed, Factories
@@ -27,6 +30,7 @@ from scalesim.testing.tags import adapter_layout
 AGENTS = 5
 MAX_LEASES = 6
 FAR = 1e9
+_SOURCED_TAGS = 1 << 20  # of values that have a source
 KINDS = ("own", "own", "own", "own", "extend", "repeat", "share", "template", "fresh")
 """How a request is related to earlier ones; repeated kinds are drawn more often."""
 
@@ -35,7 +39,7 @@ KINDS = ("own", "own", "own", "own", "extend", "repeat", "share", "template", "f
 class WorldShape:
     """The sizes of a world. ``host`` is the host pool's size as a share of the device pool's;
     ``disk`` is the same of the disk; ``adapters`` is the number of adapter names that come and go
-    and that requests use."""
+    and that requests use; ``blobs`` is the number of names under which agents keep state."""
 
     pages: int = 16
     host: float = 1.0
@@ -44,6 +48,7 @@ class WorldShape:
     seed: int = 0
     adapters: int = 0
     disk: float = 0.0
+    blobs: int = 0
 
 
 @dataclass
@@ -57,6 +62,7 @@ class MemoryWorld:
     adapters: dict[int, tuple[int, int]] = field(default_factory=dict)  # name -> (tag, pages)
     broken: set[int] = field(default_factory=set)  # tags whose source cannot be read
     num_tags: int = 0
+    blobs: dict[int, dict[str, Bytes2D]] = field(default_factory=dict)  # agent -> name -> pages
 
     def __post_init__(self) -> None:
         shape = self.shape
@@ -75,6 +81,7 @@ class MemoryWorld:
             disk_pages=int(shape.pages * shape.disk),
         )
         self.manager = self.bed.memory
+        self.state = StateAccess(self.manager, self.bed.pages)
         self.paths = Paths(shape.block_size)
         self.poisoned: set[int] = set()
         self.sound: set[int] = set()
@@ -155,6 +162,73 @@ class MemoryWorld:
         start = 0 if pick % 3 else pick % num_tokens
         self.manager.bind_adapter(agent, digest_of(tag))
         return adapter_spec(digest_of(tag), adapter_layout(tag, count), start)
+
+    # -- state of an agent's own --------------------------------------------------------------
+
+    def set_blob(self, agent: int, name: int, num_pages: int, pick: int) -> None:
+        """Give an agent a value: a new one, the one that it has with one page changed, or one of a
+        few that have a source, so that several agents have the same."""
+        if not self.shape.blobs:
+            return
+        key = str(name % self.shape.blobs)
+        count = 1 + num_pages % max(1, self.shape.pages // 3)
+        if pick % 4 == 0:
+            self._refer(agent, key, pick // 4 % 3, count)
+            return
+        rows = self.blobs.get(agent, {}).get(key)
+        if rows is None or pick % 3 == 0:
+            rows = np.zeros((count, self.bed.device.shape[1]), np.uint8)
+        rows = rows.copy()
+        rows[pick % len(rows)] = [self.rng.randrange(256) for _ in range(rows.shape[1])]
+        try:
+            written = self.state.write(agent, key, ValueForm(rows.size, "rows", ("", ())), rows)
+        except StateError as error:
+            held, usable = self.manager.blobs.num_pages, self.manager.host.num_usable
+            assert held + len(rows) > usable, (held, len(rows), usable, error)
+            return
+        if written is None:
+            assert self.manager.is_moving, f"no room for {len(rows)} pages, and nothing moves"
+        else:
+            self.blobs.setdefault(agent, {})[key] = rows
+
+    def _refer(self, agent: int, key: str, which: int, count: int) -> None:
+        tag = _SOURCED_TAGS + 100 * which + count
+        rows = adapter_bytes(tag, count, self.bed.device.shape[1])
+        form = ValueForm(rows.size, "rows", (), tag, digest_of(tag))
+        self.state.refer(agent, key, form, FlakySource(tag, rows, self.broken), rows)
+        self.blobs.setdefault(agent, {})[key] = rows
+
+    def break_blobs(self, which: int) -> None:
+        """Make the sources of some values unreadable, or readable again."""
+        first = _SOURCED_TAGS + 100 * (which % 3)
+        self.broken ^= set(range(first, first + 100))
+
+    def delete_blob(self, agent: int, name: int) -> None:
+        key = str(name % max(1, self.shape.blobs))
+        if key in self.blobs.get(agent, {}):
+            del self.blobs[agent][key]
+            self.state.remove(agent, key)
+
+    def use_blobs(self, agent: int, pick: int) -> None:
+        """Load what an agent keeps for its call at the next tick, and change a page of each value,
+        while the copies run or when they have ended."""
+        self.expect_agent(agent, self.manager.timing.now + 1)
+        self.plan()
+        self.land(pick % 4)
+        self.poll()
+        for name in list(self.blobs.get(agent, {})):
+            self.set_blob(agent, int(name), 0, 12 * pick + 1)
+
+    def read_blobs(self, agent: int) -> None:
+        """Read what an agent keeps, wherever it lies."""
+        for name, rows in self.blobs.get(agent, {}).items():
+            found = self.state.read(agent, name).rows
+            if found is None:
+                assert self.manager.blobs.find(agent, name).source is not None, (agent, name)
+            else:
+                assert (found == rows).all(), (agent, name)
+
+    # -- prompts ------------------------------------------------------------------------------
 
     def prompt(self, agent: int, kind: str, pick: int, length: int) -> list[int]:
         """The tokens of a prompt; ``kind`` tells how they are related to earlier requests."""
@@ -291,16 +365,23 @@ class MemoryWorld:
         self.manager.tick(now, 0.001 * ticks or None)
 
     def fork(self, parent: int, child: int) -> None:
+        if self.shape.blobs:  # the child of a fork is new
+            if parent == child:
+                return
+            self.forget_agent(child)
+            self.blobs[child] = dict(self.blobs.get(parent, {}))
         self.manager.fork(parent, child)
 
     def drop_agent(self, agent: int) -> None:
-        if all(opened.agent != agent for opened in self.open_leases):
+        is_busy = any(opened.agent == agent for opened in self.open_leases)
+        if not is_busy and not self.blobs.get(agent):
             self.manager.owners.drop(agent)
 
     def forget_agent(self, agent: int) -> None:
         """Forget an agent at any moment: with open leases, or with loads and saves in flight."""
         before = {segment for segment in self.manager.tree if not segment.owners}
         self.manager.forget(agent)
+        self.blobs.pop(agent, None)
         assert agent not in self.manager.owners.agents
         for segment in self.manager.tree:
             assert all(owner.id != agent or owner.is_forgotten for owner in segment.owners)
@@ -311,6 +392,7 @@ class MemoryWorld:
         before = {segment for segment in self.manager.tree if not segment.owners}
         for agent in list(self.manager.owners.agents):
             self.manager.forget(agent)
+        self.blobs.clear()
         self._check_orphans(before)
 
     def _check_orphans(self, before: set[Segment]) -> None:
@@ -357,6 +439,10 @@ class MemoryWorld:
         self.check()
         for name in list(self.adapters):
             self.unload_adapter(name)
+        for agent, names in self.blobs.items():
+            for blob in names:
+                self.state.remove(agent, blob)
+        self.blobs.clear()
         self.manager.clear()
         self.check()
         self.bed.check_all_free()
@@ -393,6 +479,7 @@ class MemoryWorld:
             disk.add(segment, segment.disk[: segment.disk.valid], tokens, known, start)
         for segment in tree.root("adapters").children.values():
             check_adapter(segment, bed.device, bed.host)
+        self._check_blobs()
         for opened in self.open_leases:
             if opened.lease.is_ready:
                 pages = [p for s in reversed(lineage(opened.lease.end)) for p in s.device]
@@ -401,6 +488,27 @@ class MemoryWorld:
         device.check("device")
         host.check("host")
         disk.check("disk")
+
+    def _check_blobs(self) -> None:
+        """Check the bytes of each agent's state on each tier, and that nothing else is kept."""
+        bed, books, kept = self.bed, self.manager.blobs, set()
+        assert set(books.agents()) == {agent for agent, names in self.blobs.items() if names}
+        for agent, names in self.blobs.items():
+            assert names.keys() == books.of(agent).keys(), (agent, names.keys(), books.of(agent))
+            for name, rows in names.items():
+                blob = books.find(agent, name)
+                segment = blob.segment
+                kept.add(segment)
+                assert agent in {owner.id for owner in segment.owners}, (agent, name, segment)
+                assert blob.source is not None or segment.host.valid == len(rows), segment
+                for tier, pool in (("device", bed.device), ("host", bed.host)):
+                    run = getattr(segment, tier)
+                    there = list(run[: run.valid])
+                    assert (pool[there] == rows[: len(there)]).all(), f"{segment} on the {tier}"
+        roots = self.manager.tree.root("blobs"), self.manager.tree.root("sourced blobs")
+        found = {segment for root in roots for segment in root.children.values()}
+        left = [segment for segment in found - kept if segment.owners or not segment.is_moving]
+        assert not left, f"{left} are nobody's"
 
     def _written(self, opened: OpenLease) -> int:
         """The number of tokens whose KV is in the pages of ``opened`` now."""

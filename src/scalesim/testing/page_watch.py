@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from scalesim.batch import Batch, LaunchedStep, Runner, StepOutput
-from scalesim.core import Fence, Int64s
+from scalesim.core import Bytes2D, Fence, Int64s
 from scalesim.memory.links.link import WAYS, Copies, Link, LinkAround
+from scalesim.memory.pools.page_access import PageAccess, PoolName
 from scalesim.memory.pools.page_pool import MakePool, Pool
 from scalesim.testing.races import Races, VectorClock, join
 
@@ -91,6 +92,9 @@ class PageWatch:
 
     def runner(self, runner: Runner) -> WatchedRunner:
         return WatchedRunner(runner, self)
+
+    def pages(self, access: PageAccess) -> WatchedPages:
+        return WatchedPages(access, self)
 
     # -- steps --------------------------------------------------------------------------------
 
@@ -188,6 +192,17 @@ class PageWatch:
             _, to = WAYS[copies.direction]
             self._written[to][list(copies.pages(to))] = False
 
+    # -- the host's own accesses --------------------------------------------------------------
+
+    def accesses(self, tier: PoolName, pages: Sequence[int], *, is_write: bool) -> None:
+        self._host[HOST] += 1
+        label = f"{'write' if is_write else 'read'} of {tier} pages {list(pages)}"
+        if is_write:
+            self._written[tier][list(pages)] = True
+        elif not self._written[tier][list(pages)].all():
+            raise UnwrittenError(f"{label}: some were not written since they were handed out")
+        self._touch(tier, pages, HOST, self._host, label, is_write=is_write)
+
     def _touch(
         self,
         tier: str,
@@ -261,3 +276,22 @@ class WatchedRunner:
         output = self.runner.collect(step)
         self._watch.collected(step.step)
         return output
+
+
+class WatchedPages:
+    """Page access that the watch sees."""
+
+    def __init__(self, access: PageAccess, watch: PageWatch) -> None:
+        self._access, self._watch, self.host = access, watch, access.host
+
+    def read(self, place: PoolName, pages: Sequence[int]) -> Bytes2D:
+        self._watch.accesses(place, pages, is_write=False)
+        return self._access.read(place, pages)
+
+    def read_there(self, pages: Sequence[int]) -> Any:
+        self._watch.accesses("device", pages, is_write=False)
+        return self._access.read_there(pages)
+
+    def write(self, place: PoolName, pages: Sequence[int], rows: Bytes2D) -> None:
+        self._watch.accesses(place, pages, is_write=True)
+        self._access.write(place, pages, rows)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from scalesim.config import CallLimits, SchedulerConfig
 from scalesim.engine.parts import EngineParts
 from scalesim.memory.links.thread_link import ThreadLink
-from scalesim.memory.pools.page_access import ArrayPages
 from scalesim.requests.prompt import TextModel
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.testing.bed import Bed, Factories
@@ -59,6 +58,6 @@ def tag_parts(
         bed.link,
         model,
         limits=limits,
-        pages=ArrayPages(bed.device, bed.host),
+        pages=bed.pages,
         kv_identity=lambda: f"tags, {block_size} a page, {vocab_size} tokens",
     )

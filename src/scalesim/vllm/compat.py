@@ -7,7 +7,7 @@ says so and registers nothing (``plugin.py``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -24,14 +24,15 @@ PLACES = {
     "CachePolicy": "vllm.v1.kv_offload.cpu.policies.base",
     "CPUOffloadingSpec": "vllm.v1.kv_offload.cpu.spec",
 }
-"""Where vLLM has the classes that the plug-in uses. Each is imported when it is asked for."""
+"""Where vLLM has the classes that the plug-in uses. Each is imported when it is asked for first."""
 
 
 def __getattr__(name: str) -> Any:
     place = PLACES.get(name)
     if place is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(place), name)
+    found = globals()[name] = getattr(import_module(place), name)
+    return found
 
 
 def policy_of(manager: Any) -> Any:
@@ -42,6 +43,12 @@ def policy_of(manager: Any) -> Any:
 def manager_of(connector: Any) -> Any:
     """The host tier's manager of an ``OffloadingConnector`` on the scheduler's side."""
     return connector.connector_scheduler.manager
+
+
+def adapter_slots(core: Any) -> int:
+    """How many LoRA adapters the device holds; 0 where there are none."""
+    config = core.vllm_config.lora_config
+    return 0 if config is None else int(config.max_loras)
 
 
 def platform_copies() -> bool:
@@ -60,9 +67,13 @@ def cache_block(pool: Any, block: Any, key: Any, num_tokens: int) -> bool:
     return True
 
 
-def on_device(pool: Any, key: Any) -> bool:
-    """Whether a block of ``pool`` holds ``key``, free or in use."""
-    return pool.cached_block_hash_to_block.get_one_block(key) is not None
+def found_in(pool: Any) -> Callable[[Any], bool]:
+    """Says of a key whether a block of ``pool`` holds it, free or in use."""
+
+    def is_found(key: Any) -> bool:  # asked most of all; the map is another one after a reset
+        return pool.cached_block_hash_to_block.get_one_block(key) is not None
+
+    return is_found
 
 
 def make_keys(block_hashes: Sequence[bytes], groups: Sequence[int]) -> list[bytes]:

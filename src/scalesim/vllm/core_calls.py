@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from scalesim.vllm.host_tier import HostTier
+from scalesim.vllm.scheduler_side import SchedulerSide
 
 
 def expect(
@@ -18,6 +19,8 @@ def expect(
     if listener is None:
         return None
     listener.expect(times, absolute=absolute, confidence=confidence)
+    if isinstance(listener, SchedulerSide):
+        listener.arrange_adapters(core)
     return len(times)
 
 
@@ -27,6 +30,8 @@ def tick(core: Any, n: float, to: float | None) -> float | None:
     if listener is None:
         return None
     listener.tick(n, to)
+    if isinstance(listener, SchedulerSide):
+        listener.arrange_adapters(core)
     return float(listener.board.clock.now)
 
 

@@ -37,7 +37,7 @@ class NextUseQueue:
         keys: KeyTable,
         left: Callable[[Key, DeviceBlock], None] = lambda key, block: None,
     ) -> None:
-        self.queue, self._table, self._left = queue, keys, left
+        self.queue, self._left = queue, left
         self._order = LeavingOrder(keys)
         self._holding: dict[Key, Any] = {}  # free blocks by what they hold
         self._keys: dict[int, Key] = {}  # of the same blocks, by block id
@@ -71,11 +71,14 @@ class NextUseQueue:
     def popleft_n(self, n: int) -> list[Any]:
         """Give out ``n`` blocks, in the order in which they leave."""
         assert n <= self.num_free_blocks, f"asked {n} blocks, {self.num_free_blocks} are free"
-        taken = []
-        for _ in range(n):
-            block = self._take()
-            self.queue.remove(block)
+        taken = [self._empty.popitem()[1] for _ in range(min(n, len(self._empty)))]
+        for key in self._order.take(n - len(taken)):
+            block = self._holding.pop(key)
+            del self._keys[block.block_id]
+            self._left(key, block)
             taken.append(block)
+        for block in taken:
+            self.queue.remove(block)
         return taken
 
     def peek_key(self) -> Key | None:
@@ -85,26 +88,8 @@ class NextUseQueue:
     def num_leaving_before(self, key: Key, limit: int) -> int:
         """How many blocks, up to ``limit``, can be given out before one that is used sooner than
         ``key``."""
-        count = min(limit, len(self._empty))
-        taken: list[Key] = []
-        while count < limit and (first := self._order.peek()) is not None:
-            if not self._table.leaves_before(first, key):
-                break
-            taken += self._order.take(1)
-            count += 1
-        for other in taken:
-            self._order.add(other)
-        return count
-
-    def _take(self) -> Any:
-        if self._empty:
-            return self._empty.popitem()[1]
-        key = self._order.pop()
-        assert key is not None
-        block = self._holding.pop(key)
-        del self._keys[block.block_id]
-        self._left(key, block)
-        return block
+        empty = min(limit, len(self._empty))
+        return empty + self._order.num_before(key, limit - empty)
 
     def remove(self, block: DeviceBlock) -> None:
         """Take ``block`` out: a request uses what it holds. Raises ``RuntimeError`` if it is not in

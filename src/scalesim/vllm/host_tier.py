@@ -49,7 +49,7 @@ class HostTier:
         self.chunks: dict[Key, Any] = {}
         self.num_evicted = self.num_refused = self.num_malformed = 0
         self._on_device: Callable[[Key], bool] | None = None
-        self.is_saving = False  # what leaves the device is offered, not what a request computed
+        self._set_aside: list[Key] = []  # leave for what is stored next
         self._storing: str | None = None  # the call that the next stores are for
         self._use(CallBoard())
 
@@ -157,10 +157,10 @@ class HostTier:
         """
         self._learn(keys, req_context)
         num_new = sum(key not in self.chunks for key in keys)
-        room = self.num_free
+        room = self.num_free + len(self._set_aside)
         if num_new > room and self._on_device is None:
             room += self._num_displaced(req_context.req_id, keys, num_new - room)
-        if num_new <= room or self.is_saving:
+        if num_new <= room:
             return keys
         self.num_refused += num_new - room
         chosen = []
@@ -171,25 +171,28 @@ class HostTier:
             room -= is_new
         return chosen
 
-    def worth_saving(self, keys: Sequence[Key]) -> list[Key]:
+    def make_room(self, keys: Sequence[Key]) -> list[Key]:
         """Of ``keys``, which stand in the order of their next use, the first ones that find room:
-        what is free, spare copies, and what leaves before them."""
-        chosen = list(keys[: max(0, self.num_free)])
-        taken: list[Key] = []
-        for key in keys[len(chosen) :]:
+        what is free, spare copies, and what leaves before them. What leaves for them is set aside
+        for ``evict``, until ``put_back``."""
+        num_chosen = min(len(keys), max(0, self.num_free))
+        for key in keys[num_chosen:]:
             victim = self._spare.pop()
-            is_spare = victim is not None
-            victim = self._alone.pop() if victim is None else victim
             if victim is None:
-                break
-            taken.append(victim)
-            if not is_spare and not self.board.keys.leaves_before(victim, key):
-                break
-            chosen.append(key)
-        for victim in taken:
-            self.mark_evictable(victim)
-        self.num_refused += len(keys) - len(chosen)
-        return chosen
+                victim = self._alone.peek()
+                if victim is None or not self.board.keys.leaves_before(victim, key):
+                    break
+                self._alone.discard(victim)
+            self._set_aside.append(victim)
+            num_chosen += 1
+        self.num_refused += len(keys) - num_chosen
+        return list(keys[:num_chosen])
+
+    def put_back(self) -> None:
+        """What was set aside and has not left stays."""
+        for key in self._set_aside:
+            self.mark_evictable(key)
+        self._set_aside.clear()
 
     def _num_displaced(self, call: str, keys: Sequence[Key], limit: int) -> int:
         """How many chunks, up to ``limit``, leave before what ``call`` has computed."""
@@ -204,18 +207,21 @@ class HostTier:
         """Remove ``n`` chunks without those of ``protected``, and return them with their keys, to
         make room for what ``protected`` has that is not here yet. ``None``, and no change, if there
         are no ``n`` that leave before that."""
-        victims = self._spare.take(n, protected)
-        num_spare = len(victims)
-        victims += self._alone.take(n - num_spare, protected)
-        if len(victims) < n or not self._may_displace(victims[num_spare:], protected):
-            for key in victims:
-                self.mark_evictable(key)
-            self.num_refused += 1
-            return None
+        if self._set_aside:
+            victims = self._set_aside[:n]
+            del self._set_aside[:n]
+        else:
+            victims = self._spare.take(n, protected)
+            num_spare = len(victims)
+            victims += self._alone.take(n - num_spare, protected)
+            if len(victims) < n or not self._may_displace(victims[num_spare:], protected):
+                for key in victims:
+                    self.mark_evictable(key)
+                self.num_refused += 1
+                return None
         self.num_evicted += n
-        evicted = [(key, self.chunks[key]) for key in victims]
-        for key in victims:
-            self.remove(key)
+        evicted = [(key, self.chunks.pop(key)) for key in victims]
+        self.board.keys.left(victims)
         return evicted
 
     def _may_displace(self, victims: Sequence[Key], incoming: set[Any]) -> bool:

@@ -8,7 +8,7 @@ before it is overwritten, if something there is used later.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,7 +19,8 @@ from scalesim.order.board import CallBoard
 from scalesim.order.owners import Key
 from scalesim.order.request_hints import RequestHint, read_actions, read_hint
 from scalesim.vllm import compat
-from scalesim.vllm.compat import cache_block, group_of, make_keys, on_device
+from scalesim.vllm.adapters import AgentAdapters
+from scalesim.vllm.compat import cache_block, found_in, group_of, make_keys
 from scalesim.vllm.device_tier import NextUseQueue
 from scalesim.vllm.host_tier import HostTier
 from scalesim.vllm.own_copies import OWN_REQUEST, OwnCopies, OwnCopy
@@ -43,6 +44,22 @@ class PluginCounts:
     malformed_hints: int = 0
 
 
+class OpenRequest:
+    """A request that has come in: the ``keys`` of its full blocks so far, block after block with
+    those of all cache groups; the tokens ``found`` on device and host, until they are ``counted``;
+    and how many of its first keys were ``held`` on the device whenever it asked. ``adapter`` is its
+    LoRA adapter, or ``None``."""
+
+    __slots__ = ("adapter", "counted", "found", "held", "keys")
+
+    def __init__(self, adapter: Any) -> None:
+        self.adapter = adapter
+        self.keys: list[bytes] = []
+        self.found: tuple[int, int] | None = None
+        self.counted = False
+        self.held: int | None = None
+
+
 class SchedulerSide:
     """One per engine, on the scheduler's thread. ``tier`` is the host tier, or ``None`` where
     another policy than next use was chosen for it: then only the device's order is this side's."""
@@ -61,25 +78,24 @@ class SchedulerSide:
         self._groups = groups
         self._copies = OwnCopies(groups, num_workers)
         self._pool: Any = None
+        self._on_device: Callable[[Key], bool] = lambda key: False
         self._queue: NextUseQueue | None = None
-        self._evicted: dict[Key, Any] = {}  # given out in this step: keys, and their blocks
+        self._evicted: dict[Any, Any] = {}  # given out in this step: keys, and their blocks
         self._loading: set[Any] = set()  # keys of loads under way
-        self._matched: dict[str, tuple[int, int]] = {}  # by request: tokens on device and host
+        self._requests: dict[str, OpenRequest] = {}
+        self.adapters = AgentAdapters(self.board)
         self._may_prefetch = False  # something changed since loads were planned last
         if settings.learn:
             self.board.listen(Learned())
 
     def bind(self, pool: Any) -> None:
         """Order the free blocks of ``pool`` from now on."""
-        self._pool = pool
+        self._pool, self._on_device = pool, found_in(pool)
         self.board.keys.watch(self._on_device)
         if self.tier is not None:
             self.tier.join(self.board, self._on_device)
         self._queue = NextUseQueue(pool.free_block_queue, self.board.keys, self._note_eviction)
         pool.free_block_queue = self._queue
-
-    def _on_device(self, key: Key) -> bool:
-        return on_device(self._pool, key)
 
     def _note_eviction(self, key: Key, block: Any) -> None:
         self._evicted[key] = block if block.block_hash == key else None  # vLLM emptied it before
@@ -101,6 +117,9 @@ class SchedulerSide:
         hint.tell(self.board, request.request_id)
         if expect:
             self.board.expect(expect)
+        self._requests[request.request_id] = OpenRequest(request.lora_request)
+        if hint.agent is not None and (request.lora_request is not None or self.adapters):
+            self.adapters.note(hint.agent, request.lora_request)
         self._use(request)
         self._may_prefetch = True
 
@@ -108,40 +127,52 @@ class SchedulerSide:
         """A request is over; its blocks are not yet free."""
         self._use(request)
         self.board.end(request.request_id)
-        if self.tier is not None:
-            for key in make_keys(request.block_hashes, self._groups):
+        known = self._requests.pop(request.request_id)
+        if self.tier is not None and known.held is not None:
+            for key in known.keys[known.held :]:
                 self.tier.device_changed(key)
-        self._matched.pop(request.request_id, None)
         self._may_prefetch = True
 
     def _use(self, request: Any) -> None:
         """The request uses the blocks of its tokens so far, those of all cache groups."""
-        keys = make_keys(request.block_hashes, self._groups)
-        depths = [depth for depth, _ in enumerate(request.block_hashes) for _ in self._groups]
-        self.board.used(request.request_id, keys, depths)
+        keys, hashes = self._requests[request.request_id].keys, request.block_hashes
+        count = len(self._groups)
+        named = len(keys) // count
+        if named and (named > len(hashes) or not keys[-1].startswith(hashes[named - 1])):
+            keys.clear()  # vLLM has taken tokens back: a session that goes on from elsewhere
+            named = 0
+        if named < len(hashes):
+            news = make_keys(hashes[named:], self._groups)
+            depths = [named + index // count for index in range(len(news))]
+            keys += news
+            self.board.used(request.request_id, news, depths)
 
     def waits_for_load(self, request: Any) -> bool:
         """Whether a load under way brings something that the request needs: what is asked for
         again would be loaded twice."""
         if not self._loading:
             return False
-        return any(key in self._loading for key in make_keys(request.block_hashes, self._groups))
+        return any(key in self._loading for key in self._requests[request.request_id].keys)
 
     def matched(self, request: Any, on_device: int, on_host: int | None) -> None:
         """So many tokens of the request were found, behind each other."""
-        if on_host is not None and self._matched.get(request.request_id) != (-1, -1):
-            self._matched[request.request_id] = on_device, on_host
+        if on_host is None:
+            return
+        known = self._requests[request.request_id]
+        held = on_device // self._pool.hash_block_size * len(self._groups)
+        known.held = held if known.held is None else min(held, known.held)
+        known.found = on_device, on_host
 
     def admitted(self, request: Any) -> None:
         """The request has its blocks."""
-        found = self._matched.get(request.request_id)
-        if found is None or found == (-1, -1):
+        known = self._requests[request.request_id]
+        if known.counted or known.found is None:  # a preempted one comes again
             return
-        self._matched[request.request_id] = (-1, -1)  # counted: a preempted one comes again
+        known.counted = True
         self.counts.requests += 1
         self.counts.prompt_tokens += request.num_prompt_tokens
-        self.counts.device_hit_tokens += found[0]
-        self.counts.host_hit_tokens += found[1]
+        self.counts.device_hit_tokens += known.found[0]
+        self.counts.host_hit_tokens += known.found[1]
 
     # -- what is told from outside ---------------------------------------------------------------
 
@@ -163,14 +194,22 @@ class SchedulerSide:
 
     def forget(self, agents: Sequence[AgentId]) -> int:
         """These agents will not call again. Returns how many of them there were."""
+        self.adapters.forget(agents)
         return self.board.forget(agents)
+
+    def arrange_adapters(self, core: Any) -> None:
+        """Put vLLM's LoRA adapters into the order of next use, with ``core``, its engine core."""
+        if self.adapters:
+            running = [each.adapter for each in self._requests.values() if each.adapter is not None]
+            self.adapters.arrange(core, running, self.settings.prefetch_adapters)
 
     def stats(self) -> dict[str, float]:
         """The counts, the clock, and how much the board knows."""
         board = self.board
         known = {"now": board.clock.now, "agents": board.num_agents, "keys": len(board.keys)}
         tier = {} if self.tier is None else self.tier.stats()
-        return {**tier, **known, "copies": len(self._copies), **asdict(self.counts)}
+        own = {"copies": len(self._copies), "prefetched_adapters": self.adapters.num_loaded_ahead}
+        return {**tier, **known, **own, **asdict(self.counts)}
 
     # -- a step ----------------------------------------------------------------------------------
 
@@ -205,29 +244,29 @@ class SchedulerSide:
     def _save(self, meta: Any) -> None:
         """Copy to the host what the step takes from the device, as far as the host has room for it
         or keeps something that is used later."""
+        if not self._evicted:
+            return
         evicted, self._evicted = self._evicted, {}
         self.counts.evicted_blocks += len(evicted)
         tier = self.tier
-        gone = {key: block for key, block in evicted.items() if not self._on_device(key)}
+        lost = {key: block for key, block in evicted.items() if not self._on_device(key)}
         if tier is not None:
-            for key in gone:
+            for key in [key for key in lost if key in tier.chunks]:
                 tier.device_changed(key)
-            lost = [key for key in reversed(gone) if key not in tier.chunks]
-            tier.is_saving = True
+                del lost[key]
             for group in self._groups:
-                keys = [key for key in lost if group_of(key) == group and gone[key] is not None]
-                self._offer(meta, keys, gone)
-            tier.is_saving = False
-        self.board.keys.left(gone)
+                keys = [key for key in lost if lost[key] is not None and group_of(key) == group]
+                self._offer(tier, meta, keys[::-1], lost)
+        self.board.keys.left(lost)
 
-    def _offer(self, meta: Any, keys: list[Any], blocks: dict[Any, Any]) -> None:
+    def _offer(self, tier: HostTier, meta: Any, keys: list[Any], blocks: dict[Any, Any]) -> None:
         """Save of ``keys``, the soonest first, what is worth its room on the host."""
-        assert self.tier is not None
-        keys = self.tier.worth_saving(keys)
+        keys = tier.make_room(keys)
         if not keys:
             return
         context = compat.ReqContext(req_id=OWN_REQUEST)
         output = self.manager.prepare_store(keys, context)
+        tier.put_back()
         if output is None:
             return
         keys = list(output.keys_to_store)

@@ -1,9 +1,10 @@
-"""The disk link: a link that also copies between the host pool and slot files, on two threads of
-its own.
+"""The disk link: a link that also copies between the host pool and the slots of the disk tier, on
+two threads of its own.
 
 It wraps the link between device and host, whose copies never wait for a disk. A disk that fails is
-given up, not waited for: after an error of the system, the direction takes no copies any more
-(``rate`` is 0) and memory goes on without. Each kind of trouble is told once.
+given up, not waited for: after an error of the system, the direction takes no copies (``rate`` is
+0), for good or, on an object store, for a while, and memory goes on without. Each kind of trouble
+is told once.
 
     host pages --writing thread--> slots        "down"
     slots --reading thread--> host pages        "up"
@@ -15,7 +16,7 @@ import logging
 import time
 
 from scalesim.core import Bytes2D, Fence
-from scalesim.memory.disk.slot_files import BadSlotError, SlotFiles
+from scalesim.memory.disk.slot_store import BadSlotError, SlotStore
 from scalesim.memory.links.copy_threads import CopyThreads
 from scalesim.memory.links.link import Copies, Direction, Link, LinkAround, LinkError
 
@@ -27,11 +28,12 @@ _log = logging.getLogger(__name__)
 
 
 class DiskThreads(CopyThreads):
-    """Copies between ``host``, uint8 ``[num_pages, page_bytes]``, and slots of ``files``;
+    """Copies between ``host``, uint8 ``[num_pages, page_bytes]``, and slots of ``store``;
     ``bandwidth`` as in ``CopyThreads``."""
 
-    def __init__(self, files: SlotFiles, host: Bytes2D, bandwidth: float | None = None) -> None:
-        self.files, self._host = files, host
+    def __init__(self, store: SlotStore, host: Bytes2D, bandwidth: float | None = None) -> None:
+        self.store, self._host = store, host
+        self._resumes_s: dict[Direction, float] = {}  # directions that were given up
         self._told: set[str] = set()
         self._began_s: dict[Direction, float] = {}
         rate = _ASSUMED_BYTES_PER_S
@@ -40,24 +42,29 @@ class DiskThreads(CopyThreads):
     def copy(self, copies: Copies) -> None:
         """Copy the pages of ``copies``. Called on a thread of the link."""
         direction = copies.direction
-        if not self._rates[direction]:
+        if not self.rate(direction):
             raise LinkError("the disk was given up")
         self._began_s[direction] = time.perf_counter()
         try:
             if direction == "down":
-                self.files.write(copies.disk_pages, self._host, copies.host_pages)
+                self.store.write(copies.disk_pages, self._host, copies.host_pages)
             else:
-                self.files.read(copies.disk_pages, self._host, copies.host_pages)
+                self.store.read(copies.disk_pages, self._host, copies.host_pages)
         except BadSlotError as error:
             self._tell("bad", f"{error}; damaged state is computed again")
             raise
         except OSError as error:
-            self._rates[direction] = 0.0
+            self._resumes_s[direction] = time.perf_counter() + self.store.retry_s
             what = "written to" if direction == "down" else "read"
             self._tell(direction, f"the disk cannot be {what} ({error}); going on without")
             raise
         finally:
             del self._began_s[direction]
+
+    def rate(self, direction: Direction) -> float:
+        resumes_s = self._resumes_s.get(direction)
+        is_given_up = resumes_s is not None and time.perf_counter() < resumes_s
+        return 0.0 if is_given_up else super().rate(direction)
 
     def look(self) -> None:
         """Tell of a copy that takes very long. To be called from time to time."""
@@ -73,18 +80,18 @@ class DiskThreads(CopyThreads):
     def _tell(self, kind: str, what: str) -> None:
         if kind not in self._told:
             self._told.add(kind)
-            _log.warning("disk %s: %s", self.files.folder, what)
+            _log.warning("disk %s: %s", self.store.where, what)
 
 
 class DiskLink(LinkAround):
-    """Copies ``"up"`` and ``"down"`` between ``host`` and ``files``, and gives the others to the
+    """Copies ``"up"`` and ``"down"`` between ``host`` and ``store``, and gives the others to the
     inner ``link``. ``bandwidth``: the most bytes a second of the disk in each direction."""
 
     def __init__(
-        self, link: Link, files: SlotFiles, host: Bytes2D, bandwidth: float | None = None
+        self, link: Link, store: SlotStore, host: Bytes2D, bandwidth: float | None = None
     ) -> None:
         super().__init__(link)
-        self._disk = DiskThreads(files, host, bandwidth)
+        self._disk = DiskThreads(store, host, bandwidth)
 
     def submit(
         self, copies: Copies, after: Fence | None = None, *, urgent: bool = False
@@ -119,7 +126,7 @@ class DiskLink(LinkAround):
     def close(self) -> None:
         self.link.close()
         self._disk.close()
-        self._disk.files.close()
+        self._disk.store.close()
 
     def _of(self, direction: Direction) -> Link:
         return self._disk if direction in ("up", "down") else self.link

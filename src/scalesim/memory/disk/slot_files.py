@@ -18,11 +18,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import xxhash
 
 from scalesim.core import Bytes2D
 from scalesim.errors import ConfigError
-from scalesim.memory.links.link import LinkError
+from scalesim.memory.disk.slot_store import BadSlotError, checksum
 from scalesim.memory.pools.page_pool import runs
 from scalesim.memory.pools.storage import allocate_pages
 
@@ -33,10 +32,6 @@ PIECE_BYTES = 16 << 20  # the most that one read or write moves; also the size o
 _NAME = "slots-{:05d}"
 
 
-class BadSlotError(LinkError):
-    """The content of a slot is not what was written to it."""
-
-
 class SlotFiles:
     """``num_slots`` slots of ``page_bytes`` under ``folder``, which is made if it is missing. One
     thread may read while another one writes.
@@ -44,6 +39,8 @@ class SlotFiles:
     Page caches are bypassed (``O_DIRECT``) where the file system allows it: host memory is the
     cache. Raises ``ConfigError`` if the folder cannot be used, or another process uses it.
     """
+
+    retry_s = float("inf")  # a disk that failed once is not trusted again
 
     def __init__(self, folder: Path, page_bytes: int, num_slots: int) -> None:
         self.folder, self.page_bytes, self.num_slots = folder, page_bytes, num_slots
@@ -57,6 +54,10 @@ class SlotFiles:
         self._writing = allocate_pages(rows, self.slot_bytes)
         for path in folder.glob("slots-*"):
             path.unlink()
+
+    @property
+    def where(self) -> str:
+        return str(self.folder)
 
     @property
     def is_direct(self) -> bool:
@@ -81,20 +82,32 @@ class SlotFiles:
         """Read ``slots`` into ``pages`` of ``pool`` ``[num_pages, page_bytes]``, pairwise. Raises
         ``BadSlotError``, and ``OSError`` where the system cannot read."""
         for start, first, count in self._pieces(slots):
-            rows = self._reading[:count]
-            fd = self._fds[first // self._per_file]
-            done = os.preadv(fd, [rows.reshape(-1).data], self._offset(first))
-            if done != rows.nbytes:
-                raise BadSlotError(
-                    f"{self.folder}: slots {first} to {first + count - 1} are truncated: "
-                    f"{done} of {rows.nbytes} bytes"
-                )
+            rows = self._read_piece(first, self._reading[:count])
             for index in range(count):
                 if self._sum(rows, index) != self._sums[first + index]:
                     raise BadSlotError(
                         f"{self.folder}: slot {first + index} does not have its checksum"
                     )
             pool[list(pages[start : start + count])] = rows[:, : self.page_bytes]
+
+    def checksums(self, slots: Sequence[int]) -> list[int]:
+        """The checksums of what was last written to ``slots``."""
+        found: list[int] = self._sums[list(slots)].tolist()
+        return found
+
+    def copy(self, slots: Sequence[int], checksums: Sequence[int]) -> tuple[Bytes2D, list[bool]]:
+        """What is in ``slots`` now, uint8 ``[n, page_bytes]``, and which of it can be read and has
+        the checksum asked for. On any thread."""
+        found = np.zeros((len(slots), self.page_bytes), np.uint8)
+        sound = [False] * len(slots)
+        buffer = allocate_pages(min(len(slots), len(self._reading)), self.slot_bytes)
+        for start, first, count in self._pieces(slots):
+            with suppress(OSError, BadSlotError, KeyError):  # the files may be closed meanwhile
+                rows = self._read_piece(first, buffer[:count])
+                found[start : start + count] = rows[:, : self.page_bytes]
+                for index in range(count):
+                    sound[start + index] = self._sum(rows, index) == checksums[start + index]
+        return found, sound
 
     def close(self) -> None:
         """Remove the files and let another process use the folder."""
@@ -115,8 +128,20 @@ class SlotFiles:
                 yield start, first, count
                 start, first = start + count, first + count
 
-    def _sum(self, rows: Bytes2D, index: int) -> np.uint64:
-        return np.uint64(xxhash.xxh3_64_intdigest(rows[index, : self.page_bytes].data))
+    def _read_piece(self, first: int, rows: Bytes2D) -> Bytes2D:
+        """Read the slots from ``first`` on into ``rows``, ``[n, slot_bytes]``. Returns ``rows``.
+        Raises ``BadSlotError`` for the end of the file, and ``OSError``."""
+        fd = self._fds[first // self._per_file]
+        done = os.preadv(fd, [rows.reshape(-1).data], self._offset(first))
+        if done != rows.nbytes:
+            raise BadSlotError(
+                f"{self.folder}: slots {first} to {first + len(rows) - 1} are truncated: "
+                f"{done} of {rows.nbytes} bytes"
+            )
+        return rows
+
+    def _sum(self, rows: Bytes2D, index: int) -> int:
+        return checksum(rows[index, : self.page_bytes].data)
 
     def _offset(self, slot: int) -> int:
         return slot % self._per_file * self.slot_bytes

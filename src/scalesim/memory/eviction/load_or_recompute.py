@@ -6,7 +6,7 @@ Until the first prefill was measured, everything is loaded.
 
 from __future__ import annotations
 
-from scalesim.memory.links.link import Direction, Link
+from scalesim.memory.links.link import Direction, Link, seconds_at
 from scalesim.memory.timing import Timing
 
 
@@ -68,7 +68,8 @@ class LoadOrRecompute:
 
     def is_worth_spilling(self) -> bool:
         """Whether a block is read from the disk sooner than it is computed again."""
-        return not self.weighs or self._page_bytes / self._link.rate("up") <= self.rebuild_s(1)
+        page_s = seconds_at(self._link.rate("up"), self._page_bytes)
+        return not self.weighs or page_s <= self.rebuild_s(1)
 
     def is_worth_waiting(self, blocks: int) -> bool:
         """Whether to wait for the spills under way, and then for a save, rather than drop
@@ -81,6 +82,5 @@ class LoadOrRecompute:
     def _seconds(self, direction: Direction, blocks: int) -> float:
         """Seconds until ``blocks`` blocks more have been copied; infinite where that is not
         possible any more."""
-        rate = self._link.rate(direction)
         num_bytes = self._link.queued_bytes(direction) + blocks * self._page_bytes
-        return num_bytes / rate if rate else float("inf")
+        return seconds_at(self._link.rate(direction), num_bytes)

@@ -1,41 +1,42 @@
-"""Blobs in the page pools: values that an agent owns and that nothing can make again.
+"""Blobs in the page pools: the values that agents own, by name.
 
-A blob lives on the host, where its pages stay as long as an agent owns it; what is on the device is
-a copy, loaded and evicted by the next use of its owners like all that they own. So a blob is never
-dirty on the device, and evicting it loses nothing. Forks share a blob until one of them writes.
+A blob without a source cannot be made again. It lives on the host, where its pages stay as long as
+an agent owns it; what is on the device is a copy, loaded and evicted by the next use of its owners
+like all that they own. So it is never dirty on the device, and evicting it loses nothing. Forks
+share such a blob until one of them writes. A blob with a source may leave all tiers, and whoever
+has the same content shares its pages.
 This file keeps the books and knows no bytes: see ``memory.state``. Runs on the engine's thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from scalesim.core import AgentId
+from scalesim.core import AgentId, Bytes2D
 from scalesim.errors import StateError, StateLostError
+from scalesim.memory.kinds import ValueForm, num_pages_of
 from scalesim.memory.leases.orphans import Orphans
+from scalesim.memory.leases.sourced import SourcedPages
+from scalesim.memory.links.link import PageSource
 from scalesim.memory.owners import Owners
 from scalesim.memory.residency import Residency
 from scalesim.memory.tree.segment import Segment
 
-_ROOT = "blobs"
-Names = Mapping[AgentId, Iterable[str]]
-
-
-class ValueForm(NamedTuple):
-    """What makes a value of the bytes in pages again: ``num_bytes`` of them, the ``kind`` of value,
-    and what its kind calls the ``form``, plain values that a snapshot can hold."""
-
-    num_bytes: int
-    kind: str
-    form: tuple[str, tuple[int, ...]]
+_ROOT, _SOURCED_ROOT = "blobs", "sourced blobs"
 
 
 class Blob(NamedTuple):
-    """A value in pages: those of ``segment``. Equal for all agents that share it."""
+    """A value in pages: those of ``segment``. Equal for all agents that share it. Without a
+    ``source`` losing its pages is fatal."""
 
     segment: Segment
     form: ValueForm
+    source: PageSource | None = None
+
+
+Books = Mapping[AgentId, Mapping[str, "Blob | None"]]
+"""Blobs by agent and name; ``None`` for one that was lost."""
 
 
 class BlobPages:
@@ -44,16 +45,20 @@ class BlobPages:
     def __init__(self, residency: Residency, owners: Owners, orphans: Orphans) -> None:
         self._residency, self._owners, self._orphans = residency, owners, orphans
         self._root = residency.tree.root(_ROOT, "fatal")
+        self._sourced = SourcedPages(residency, owners, _SOURCED_ROOT)
         self._of: dict[AgentId, dict[str, Blob]] = {}
         self._lost: dict[AgentId, set[str]] = {}
         self._num_made = 0
 
     # -- look-up ------------------------------------------------------------------------------
 
-    def names(self) -> dict[AgentId, list[str]]:
-        """The names of each agent's blobs, also of those that were lost."""
+    def books(self) -> Books:
+        """The blobs of each agent, also those that were lost."""
         agents = dict.fromkeys((*self._of, *self._lost))
-        return {agent: [*self.of(agent), *self._lost.get(agent, ())] for agent in agents}
+        return {
+            agent: {**self.of(agent), **dict.fromkeys(self._lost.get(agent, ()))}
+            for agent in agents
+        }
 
     def of(self, agent: AgentId) -> Mapping[str, Blob]:
         """The blobs of ``agent``, by name."""
@@ -72,14 +77,16 @@ class BlobPages:
         return found
 
     def may_write(self, blob: Blob) -> bool:
-        """Whether the pages of ``blob`` may be written: they are one agent's, and no copy or lease
-        uses them."""
+        """Whether the pages of ``blob`` may be written: they have no source, are one agent's, and
+        no copy or lease uses them."""
         segment = blob.segment
+        if blob.source is not None:
+            return False
         return len(segment.owners) == 1 and not segment.pins and not segment.is_moving
 
     @property
     def num_pages(self) -> int:
-        """Host pages that blobs hold."""
+        """Host pages of blobs without a source."""
         return sum(len(segment.host) for segment in self._root.children.values())
 
     # -- changes ------------------------------------------------------------------------------
@@ -108,11 +115,25 @@ class BlobPages:
         blob = self._of.setdefault(agent, {})[name] = Blob(segment, form)
         return blob
 
+    def refer(
+        self,
+        agent: AgentId,
+        name: str,
+        form: ValueForm,
+        source: PageSource,
+        pages: Bytes2D | None = None,
+    ) -> None:
+        """Give ``agent`` a blob that is read from ``source``, in place of what it has under
+        ``name``. Its ``pages``, uint8 ``[num_pages, page_bytes]``, spare the first read."""
+        count = num_pages_of(form.num_bytes, self._residency.page_bytes)
+        segment = self._sourced.put(form.digest, count, source, pages)
+        self.share(agent, name, Blob(segment, form, source))
+
     def share(self, agent: AgentId, name: str, blob: Blob) -> None:
-        """Give ``agent`` a blob that another agent has, as a fork would."""
-        self.discard(agent, name)
+        """Give ``agent`` a blob whose pages are there, as a fork would."""
         if blob.segment not in self._owners.agent(agent).attached:
             self._owners.hold(agent, blob.segment)
+        self.discard(agent, name, kept=blob)
         self._of.setdefault(agent, {})[name] = blob
 
     def _check_room(self, name: str, num_blocks: int) -> None:
@@ -134,16 +155,24 @@ class BlobPages:
         """The pages of a blob hold a value of another ``form``, in as many pages."""
         self._of[agent][name] = self.find(agent, name)._replace(form=form)
 
-    def discard(self, agent: AgentId, name: str) -> None:
-        """Take a blob from ``agent``, if there is one of this name. What no other agent shares is
-        freed."""
+    def discard(self, agent: AgentId, name: str, kept: Blob | None = None) -> None:
+        """Take a blob from ``agent``, if there is one of this name. Pages are freed that no other
+        name or agent shares, and not ``kept``."""
         self._forget_loss(agent, name)
-        blob = self._of.get(agent, {}).pop(name, None)
+        blobs = self._of.get(agent, {})
+        blob = blobs.pop(name, None)
         if blob is None:
             return
-        self._owners.detach(self._owners.agent(agent), blob.segment)
-        if not blob.segment.owners:
-            self._orphans.add([blob.segment])
+        segment, held = blob.segment, (*blobs.values(), kept) if blob.source is not None else ()
+        if any(other is not None and other.segment is segment for other in held):
+            return
+        self._owners.detach(self._owners.agent(agent), segment)
+        if segment.owners:
+            return
+        if blob.source is not None:
+            self._sourced.remove(blob.form.digest)
+        else:
+            self._orphans.add([segment])
 
     def agents(self) -> list[AgentId]:
         """The agents that have blobs."""
@@ -158,13 +187,21 @@ class BlobPages:
             self._lost[child] = set(lost)
 
     def forget(self, agent: AgentId) -> None:
-        """Forget the names of ``agent``, whose segments the owners drop."""
+        """Forget the blobs of ``agent``."""
+        for name in list(self.of(agent)):
+            self.discard(agent, name)
         self._of.pop(agent, None)
         self._lost.pop(agent, None)
 
-    def lose(self, names: Names) -> None:
-        """Note blobs of a memory that began anew as lost."""
-        self._lost = {agent: set(lost) for agent, lost in names.items()}
+    def begin_from(self, books: Books) -> None:
+        """Go on from the ``books`` of a memory that began anew: what has a source is read again,
+        all else is lost."""
+        for agent, blobs in books.items():
+            for name, blob in blobs.items():
+                if blob is not None and blob.source is not None:
+                    self.refer(agent, name, blob.form, blob.source)
+                else:
+                    self._lost.setdefault(agent, set()).add(name)
 
     def _forget_loss(self, agent: AgentId, name: str) -> None:
         lost = self._lost.get(agent, set())

@@ -1,7 +1,7 @@
 """Copy threads: the half of a link that keeps queues and runs one thread for each direction.
 
 A subclass says how pages are copied: between two arrays (``ThreadLink``), or between host memory
-and slot files (``DiskThreads``).
+and the slots of the disk tier (``DiskThreads``).
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ class CopyThreads:
     Copies of a direction follow one another: a copy that was faster than its bytes allow ends when
     they allow it, and the thread sleeps till then. So a copy costs what it costs on a slower link,
     and no processor time beyond the copying.
+
+    A link that is paused starts no copy, ends none that ``bandwidth`` slows, and takes none of that
+    time for copying: rates and ends are as if the pause had not been.
     """
 
     def __init__(
@@ -56,6 +59,8 @@ class CopyThreads:
         self._tickets = itertools.count(first_ticket)
         self._open = 0
         self._closed = False
+        self._paused_at_s: float | None = None  # by the performance counter; None: it runs
+        self._pauses_s = 0.0  # all that are over
         self._threads = [
             threading.Thread(
                 target=self._run, args=(direction,), name=f"scalesim-{direction}", daemon=True
@@ -105,6 +110,22 @@ class CopyThreads:
     def rate(self, direction: Direction) -> float:
         return self._rates[direction]
 
+    def pause(self) -> None:
+        """Stand still until ``resume``. What has begun to copy, at most 16 MiB each way, is copied
+        still, and ends later. Whoever waits for a copy meanwhile waits for ``resume``."""
+        with self._changed:
+            if self._paused_at_s is None:
+                self._paused_at_s = time.perf_counter()
+                self._changed.notify_all()
+
+    def resume(self) -> None:
+        """Go on after ``pause``; without one, nothing changes."""
+        with self._changed:
+            if self._paused_at_s is not None:
+                self._pauses_s += time.perf_counter() - self._paused_at_s
+                self._paused_at_s = None
+                self._changed.notify_all()
+
     def close(self) -> None:
         with self._changed:
             self._closed = True
@@ -121,23 +142,25 @@ class CopyThreads:
         queue = self._queues[direction]
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: queue.waiting or self._closed)
+                self._changed.wait_for(
+                    lambda: (queue.waiting and self._paused_at_s is None) or self._closed
+                )
                 if self._closed:
                     return
                 job = queue.waiting.popleft()
             if not self._reaches(job.after):
                 return
             error: Exception | None = None
-            start = time.perf_counter()
+            start = self._now_s()
             with Foreign() as raised:
                 self.copy(job.copies)
             if raised.error is not None:
                 error = LinkError(f"copy {direction} of {job.copies.num_pages} pages failed")
                 error.__cause__ = raised.error
-            if self._bandwidth is not None:
-                self._sleep_until(start + job.num_bytes / self._bandwidth)
-            seconds = time.perf_counter() - start
             with self._changed:
+                if self._bandwidth is not None:
+                    self._sleep_until(start + job.num_bytes / self._bandwidth)
+                seconds = self._now_s() - start
                 queue.queued_bytes -= job.num_bytes
                 if error is None:
                     self._rates[direction] += _WEIGHT * (
@@ -155,8 +178,14 @@ class CopyThreads:
                 return False
         return True
 
+    def _now_s(self) -> float:
+        """Seconds on a clock that stands still while the link is paused."""
+        with self._changed:  # the two belong together
+            now_s = time.perf_counter() if self._paused_at_s is None else self._paused_at_s
+            return now_s - self._pauses_s
+
     def _sleep_until(self, end_s: float) -> None:
-        """Sleep until ``end_s`` of the performance counter, or until the link closes."""
+        """Sleep until ``end_s`` on the link's clock, or until the link closes."""
         with self._changed:
-            while not self._closed and (left_s := end_s - time.perf_counter()) > 0.0:
-                self._changed.wait(left_s)
+            while not self._closed and (left_s := end_s - self._now_s()) > 0.0:
+                self._changed.wait(left_s if self._paused_at_s is None else None)

@@ -36,7 +36,9 @@ class LinkError(ScaleSimError):
 
 class PageSource(Protocol):
     """Gives the pages of state that is read, not computed. Called on a link's thread, or on any
-    other."""
+    other. ``read_s``: the seconds that a read takes; ``None``: as reads have taken so far."""
+
+    read_s: float | None = None
 
     def read(self) -> Bytes2D:
         """All pages, uint8 ``[num_pages, page_bytes]``: the same bytes each time. Raises
@@ -45,7 +47,7 @@ class PageSource(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class InMemorySource:
+class InMemorySource(PageSource):
     """A source whose pages are in memory already, uint8 ``[num_pages, page_bytes]``."""
 
     pages: Bytes2D
@@ -162,6 +164,13 @@ class LinkAround:
         self.link.close()
 
 
+def innermost(link: Link) -> Link:
+    """The link within all wrappers of ``link``: the one that copies."""
+    while isinstance(link, LinkAround):
+        link = link.link
+    return link
+
+
 class Timeline:
     """How far a queue of device work has come, for threads that wait for its fences."""
 
@@ -187,6 +196,12 @@ class Timeline:
         """Wait until ``fence`` is reached, at most ``timeout_s`` seconds. Returns whether it is."""
         with self._changed:
             return self._changed.wait_for(lambda: self.has_reached(fence), timeout_s)
+
+
+def seconds_at(rate: float, num_bytes: int) -> float:
+    """Seconds that ``num_bytes`` take at ``rate``; infinite at 0, to which the rate of a link may
+    fall at any moment."""
+    return num_bytes / rate if rate else float("inf")
 
 
 def chunked(copies: Copies, page_bytes: int) -> list[Copies]:

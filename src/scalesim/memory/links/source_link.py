@@ -259,7 +259,7 @@ class SourceLink(LinkAround):
         start = time.perf_counter()
         whole = source.read()
         seconds = max(time.perf_counter() - start, 1e-9)
-        if not isinstance(source, InMemorySource):
+        if not isinstance(source, InMemorySource) and source.read_s is None:
             self.read_rate += _WEIGHT * (whole.nbytes / seconds - self.read_rate)
         read.rows = read.rows_of(whole)
         if read.copies.direction == "out":

@@ -35,16 +35,23 @@ class AttachmentReads:
             away = [segment for segment in agent.attached if is_away(segment)]
             if away:
                 count = sum(segment.num_blocks for segment in away)
-                read_s = (
-                    (residency.transfers.filling_pages + count)
-                    * residency.page_bytes
-                    / self._rate()
-                )
-                if opens_in_s(agent, count) > read_s:
+                if opens_in_s(agent, count) > self._read_s(away):
                     return
                 for segment in away:
                     self._read(segment, agent)
             self._queue.discard(agent)
+
+    def _read_s(self, away: list[Segment]) -> float:
+        """Seconds until ``away`` is read, behind the reads that are under way."""
+        residency = self._residency
+        told_s, num_pages = 0.0, residency.transfers.filling_pages
+        for segment in away:
+            read_s = None if segment.source is None else segment.source.read_s
+            if read_s is None:
+                num_pages += segment.num_blocks
+            else:
+                told_s += read_s
+        return told_s + num_pages * residency.page_bytes / self._rate()
 
     def _read(self, segment: Segment, agent: AgentState) -> None:
         """Read to the host. If the host has no room, read to the device, unless state that is used

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from scalesim.memory.eviction.lazy_heap import LazyHeap
-from scalesim.memory.links.link import Direction
+from scalesim.memory.links.link import Direction, seconds_at
 from scalesim.memory.residency import Residency
 from scalesim.memory.tree.owner import AgentState
 from scalesim.memory.tree.segment import Segment, lineage
@@ -48,7 +48,7 @@ class Stages:
             count = sum(blocks for _, blocks in wanted)
             if count and not is_guess(agent):
                 num_bytes = self._link.queued_bytes("up") + count * residency.page_bytes
-                read_s = num_bytes / self._link.rate("up") + 2.0 * timing.iteration_s
+                read_s = seconds_at(self._link.rate("up"), num_bytes) + 2.0 * timing.iteration_s
                 if opens_in_s(agent, count) > read_s:
                     return
                 if self._is_busy():

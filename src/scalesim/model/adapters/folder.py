@@ -1,4 +1,4 @@
-"""Adapter folders as page sources: read when an adapter is added, and again when its pages were
+"""Adapter folders as a kind of state: read when an adapter is added, and again when its pages were
 evicted from both tiers."""
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from scalesim.checks import shown
 from scalesim.core import Bytes2D
 from scalesim.errors import AdapterError
+from scalesim.memory.kinds import OriginSource, StateKind, packed
 from scalesim.memory.leases.adapters import AdapterContent
 from scalesim.memory.links.link import InMemorySource
 from scalesim.model.adapters.layout import LayoutTable
@@ -21,30 +22,55 @@ from scalesim.model.checkpoint.config import ModelConfig
 
 
 @dataclass(frozen=True)
-class AdapterFolders:
-    """The reader of PEFT folders for one model. A call raises ``AdapterError``. From any
-    thread."""
+class AdapterFolders(StateKind):
+    """LoRA adapters of one model, whose origin is a PEFT folder. A call reads one, and raises
+    ``AdapterError``. From any thread. A runner reads the pages by the layout, through the block
+    table, and needs no view."""
 
+    name = "adapter"
     model: ModelConfig
     dtype: torch.dtype
     page_bytes: int
     layouts: LayoutTable
 
     def __call__(self, path: str | Path) -> AdapterContent:
-        found = self.read(path)
-        return AdapterContent(
-            found.digest,
-            self.layouts.number(found.layout),
-            len(found.pages),
-            found.invocation_tokens,
-            FolderSource(self, Path(path).expanduser().absolute(), found.digest),
-            found.pages,
+        form, rows = packed(self, self.reread(path), self.page_bytes)
+        layout, invocation_tokens = form.form
+        again = "add it again with replace=True"
+        source = OriginSource(
+            form, self.page_bytes, lambda name: self, error=AdapterError, again=again
         )
+        return AdapterContent(form.digest, layout, len(rows), invocation_tokens, source, rows)
 
-    def read(self, path: str | Path) -> PackedAdapter:
-        return read_adapter(path, self.model, self.dtype, self.page_bytes)
+    def form(self, value: Any) -> Any:
+        """(number of the layout, invocation tokens)."""
+        if not isinstance(value, PackedAdapter):
+            return None
+        return self.layouts.number(value.layout), value.invocation_tokens
 
-    def pack(self, content: AdapterContent, tensors: Mapping[str, Any]) -> AdapterContent:
+    def num_bytes(self, form: Any) -> int:
+        layout, _ = form
+        num_pages: int = self.layouts.layouts[layout].num_pages
+        return num_pages * self.page_bytes
+
+    def pack(self, value: PackedAdapter) -> Any:
+        return value.pages
+
+    def view(self, form: Any, data: Any, origin: Any) -> PackedAdapter:
+        layout, pages = self.layouts.layouts[form[0]], data.cpu().numpy()
+        return PackedAdapter(layout, form[1], pages.reshape(-1, self.page_bytes), origin)
+
+    def identity(self, form: Any, data: Bytes2D) -> bytes:
+        """The same in every process, whatever the layout's number there."""
+        return digest_of(self.layouts.layouts[form[0]], form[1], data)
+
+    def origin(self, value: PackedAdapter) -> str | None:
+        return value.path
+
+    def reread(self, origin: str | Path) -> PackedAdapter:
+        return read_adapter(origin, self.model, self.dtype, self.page_bytes)
+
+    def updated(self, content: AdapterContent, tensors: Mapping[str, Any]) -> AdapterContent:
         """The adapter ``content`` with new weights: copies of ``tensors``, a PEFT state dict. They
         have no folder, so their packed pages stay in host memory beside the pools, to be read from
         there again after an eviction. Raises ``AdapterError``."""
@@ -54,23 +80,5 @@ class AdapterFolders:
         layout = self.layouts.layouts[content.layout]
         own = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
         pages = pack(layout, own, self.dtype)
-        digest = digest_of(layout, content.invocation_tokens, pages)
+        digest = self.identity((content.layout, content.invocation_tokens), pages)
         return replace(content, digest=digest, source=InMemorySource(pages), pages=pages)
-
-
-@dataclass(frozen=True)
-class FolderSource:
-    """A page source: the folder, as long as its content has not changed."""
-
-    folders: AdapterFolders
-    path: Path
-    digest: bytes
-
-    def read(self) -> Bytes2D:
-        found = self.folders.read(self.path)
-        if found.digest != self.digest:
-            raise AdapterError(
-                f"adapter {self.path} changed on disk since it was added; add it again with "
-                "replace=True"
-            )
-        return found.pages

@@ -68,14 +68,14 @@ class PackedAdapter:
     """An adapter packed into pages.
 
     ``pages`` ``[num_pages, page_bytes]`` hold the weights at the places of ``layout``, and zeros
-    between. ``digest`` identifies the content: layout, invocation tokens and all bytes of the
-    pages. ``invocation_tokens`` activate the adapter; ``None``: it is always active.
+    between. ``invocation_tokens`` activate the adapter; ``None``: it is always active. ``path`` is
+    the folder that it was read from, if it was.
     """
 
-    digest: bytes
     layout: LoraLayout
     invocation_tokens: tuple[int, ...] | None
     pages: Bytes2D
+    path: str | None = None
 
 
 def read_adapter(
@@ -99,7 +99,7 @@ def _read(path: Path, model: ModelConfig, dtype: torch.dtype, page_bytes: int) -
     layout = LoraLayout(lora_sites(model), ranks, scales, page_bytes // dtype.itemsize)
     invocation = invocation_tokens(raw, model)
     pages = pack(layout, read_tensors(path, layout), dtype)
-    return PackedAdapter(digest_of(layout, invocation, pages), layout, invocation, pages)
+    return PackedAdapter(layout, invocation, pages, str(path.absolute()))
 
 
 def read_tensors(folder: Path, layout: LoraLayout) -> dict[str, Tensor]:

@@ -1,0 +1,179 @@
+"""Kinds of state: what an agent may own beside its KV, and what each kind says of its values.
+
+Memory moves pages and knows no values: ``packed`` makes pages of a value of any kind, and an
+``OriginSource`` makes them again. KV is no such kind: it is computed, not given, grows by a token
+at a time, and is shared by prefix.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from scalesim.checks import shown
+from scalesim.core import Bytes2D
+from scalesim.errors import ScaleSimError, StateError
+from scalesim.memory.links.link import PageSource
+
+_PLAIN = (str, int, float, bool, type(None))
+
+
+class StateKind(ABC):
+    """A kind of state, for ``Engine.register_kind``: how its values lie in pages, and what it means
+    to lose them. Called on callers' threads, ``reread`` also on one that reads ahead.
+
+    A *form* is what makes a value of its bytes again, and an *origin* is where the value can be
+    read once more: both are plain values (texts, numbers, booleans, ``None``, tuples of those),
+    since snapshots hold them. A value without an origin cannot be made again, so its pages stay on
+    the host, and a snapshot has its bytes. One with an origin may leave all pools, and is shared by
+    all agents that have the same content.
+    """
+
+    name: str
+    """What snapshots call the kind."""
+
+    @abstractmethod
+    def form(self, value: Any) -> Any:
+        """The form of ``value``; ``None`` where it is no value of this kind."""
+
+    @abstractmethod
+    def num_bytes(self, form: Any) -> int:
+        """The bytes of a value of this form. In a pool it takes whole pages."""
+
+    @abstractmethod
+    def pack(self, value: Any) -> Any:
+        """The bytes of ``value``, C-contiguous: an array or ``bytes``; they are copied."""
+
+    @abstractmethod
+    def view(self, form: Any, data: Any, origin: Any) -> Any:
+        """The value of this form and origin whose bytes are ``data``, a ``torch.uint8`` tensor
+        ``[num_bytes]`` on the engine's device, which is the value's own."""
+
+    def identity(self, form: Any, data: npt.NDArray[np.uint8]) -> bytes:
+        """16 bytes that only values with this content share, asked of values with an origin.
+        ``data``: the bytes, uint8 ``[num_bytes]``."""
+        state = blake2b(repr((self.name, form)).encode(), digest_size=16)
+        state.update(np.ascontiguousarray(data).data)
+        return state.digest()
+
+    def origin(self, value: Any) -> Any:
+        """Where ``value`` can be read again; ``None``: nowhere, losing it is fatal."""
+        return None
+
+    def reread(self, origin: Any) -> Any:
+        """The value at ``origin``, with the content of before. Raises ``NotImplementedError``
+        unless the kind has one."""
+        raise NotImplementedError(f"kind {self.name!r} gives origins, and has no reread()")
+
+    def reread_s(self, origin: Any) -> float | None:
+        """The seconds that ``reread`` and ``pack`` take; ``None``: as reads have taken so far."""
+        return None
+
+    def sample(self, rng: random.Random) -> Any:
+        """A random value, drawn from ``rng``, for ``scalesim check kind``. Raises
+        ``NotImplementedError`` unless the kind has one."""
+        raise NotImplementedError(f"kind {self.name!r} has no sample(): it gives random values")
+
+
+class ValueForm(NamedTuple):
+    """What makes a value of the bytes in pages again: ``num_bytes`` of them, the ``kind`` of value,
+    its ``form`` and ``origin``; with an origin, the ``digest`` of its content."""
+
+    num_bytes: int
+    kind: str
+    form: Any
+    origin: Any = None
+    digest: bytes = b""
+
+
+def stored_form(
+    num_bytes: int, kind: str, form: Any, origin: Any = None, digest: bytes = b""
+) -> ValueForm:
+    """The form of a value in a snapshot, which has lists for tuples."""
+    return ValueForm(int(num_bytes), kind, plain(form, "form"), plain(origin, "origin"), digest)
+
+
+class Packed(NamedTuple):
+    """A value in pages: ``rows``, uint8 ``[num_pages, page_bytes]``, a copy."""
+
+    form: ValueForm
+    rows: Bytes2D
+
+
+def packed(kind: StateKind, value: Any, page_bytes: int) -> Packed:
+    """``value`` of ``kind`` in pages. Raises ``StateError`` where the kind tells another size than
+    it packs, or gives a form or an origin that is not plain."""
+    form = plain(kind.form(value), f"form of kind {kind.name!r}")
+    given = kind.pack(value)
+    if isinstance(given, np.ndarray):
+        data = np.ascontiguousarray(given).reshape(-1).view(np.uint8)
+    else:
+        data = np.frombuffer(given, np.uint8)
+    told = kind.num_bytes(form)
+    if told != len(data):
+        raise StateError(
+            f"kind {kind.name!r} packs {len(data)} bytes of a value of form {shown(form)}, for "
+            f"which num_bytes() tells {shown(told)}"
+        )
+    origin = plain(kind.origin(value), f"origin of kind {kind.name!r}")
+    found = Packed(ValueForm(told, kind.name, form, origin), in_rows(data, page_bytes))
+    if origin is None:
+        return found
+    return found._replace(form=found.form._replace(digest=digest_of(kind, found)))
+
+
+def digest_of(kind: StateKind, value: Packed) -> bytes:
+    """The identity of a value in pages."""
+    return kind.identity(value.form.form, value.rows.reshape(-1)[: value.form.num_bytes])
+
+
+def in_rows(data: npt.NDArray[np.uint8], page_bytes: int) -> Bytes2D:
+    """``data``, uint8 ``[num_bytes]``, as rows of pages, uint8 ``[num_pages, page_bytes]``: at
+    least one, the last filled up with zeros."""
+    rows = np.zeros((num_pages_of(len(data), page_bytes), page_bytes), np.uint8)
+    rows.reshape(-1)[: len(data)] = data
+    return rows
+
+
+def num_pages_of(num_bytes: int, page_bytes: int) -> int:
+    """The pages that a value of ``num_bytes`` takes: one at least."""
+    return max(1, -(-num_bytes // page_bytes))
+
+
+def plain(value: Any, what: str) -> Any:
+    """``value`` with lists as tuples. Raises ``StateError`` unless it is plain."""
+    if isinstance(value, (list, tuple)):
+        return tuple(plain(part, what) for part in value)
+    if not isinstance(value, _PLAIN):
+        raise StateError(
+            f"{what} has {shown(value)}: give texts, numbers, booleans, None, and tuples of those"
+        )
+    return value
+
+
+@dataclass(frozen=True)
+class OriginSource(PageSource):
+    """A page source: the value of ``form`` at its origin, as long as its content has not changed.
+    ``named`` finds the kind; ``error`` and ``again`` are what is raised for a change, and what to
+    do then. ``read_s`` is as the kind told it."""
+
+    form: ValueForm
+    page_bytes: int
+    named: Callable[[str], StateKind]
+    read_s: float | None = None
+    error: type[ScaleSimError] = StateError
+    again: str = "assign it again"
+
+    def read(self) -> Bytes2D:
+        kind, origin = self.named(self.form.kind), self.form.origin
+        found = packed(kind, kind.reread(origin), self.page_bytes)
+        if (found.form.digest or digest_of(kind, found)) != self.form.digest:
+            raise self.error(f"{kind.name} {origin} changed since it was added; {self.again}")
+        return found.rows

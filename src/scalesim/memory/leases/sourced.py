@@ -1,0 +1,58 @@
+"""Pages of content that does not change and has a source: found by the digest of the content, read
+from the source, and read again after they were dropped. Adapters are such content, and values of
+agents that have an origin. Runs on the engine's thread.
+"""
+
+from __future__ import annotations
+
+from scalesim.core import Bytes2D
+from scalesim.memory.links.link import InMemorySource, PageSource
+from scalesim.memory.owners import Owners
+from scalesim.memory.residency import Residency
+from scalesim.memory.tree.segment import Segment
+
+
+class SourcedPages:
+    """The content below one root of the tree. The agents that use a content own its segment, so it
+    is evicted and prefetched by their next uses."""
+
+    def __init__(self, residency: Residency, owners: Owners, root: str) -> None:
+        self._residency, self._owners = residency, owners
+        self._root = residency.tree.root(root, "reread")
+
+    def __len__(self) -> int:
+        """The number of contents that were added and not removed."""
+        return sum(segment.source is not None for segment in self._root.children.values())
+
+    def has(self, digest: bytes) -> bool:
+        """Whether content with this digest is there."""
+        segment = self._root.children.get(digest)
+        return segment is not None and segment.source is not None
+
+    def put(
+        self, digest: bytes, num_pages: int, source: PageSource, pages: Bytes2D | None = None
+    ) -> Segment:
+        """Add content of ``num_pages``, and return its segment. Where its ``pages``, uint8
+        ``[num_pages, page_bytes]``, are given, they go to the host pool if the pool has room for
+        all of them now; otherwise they are read when they are needed. Adding equal content again
+        changes nothing."""
+        segment = self._root.children.get(digest)
+        if segment is None:
+            segment = self._residency.tree.insert_attachment(self._root, digest)
+        if segment.source is None:
+            segment.read_from(source, num_pages)
+            if pages is not None and not segment.device and not segment.host:
+                self._residency.start_fill(segment, InMemorySource(pages))
+            self._residency.ranking.refresh(segment)
+        return segment
+
+    def remove(self, digest: bytes) -> None:
+        """Remove content. Its pages are freed now, or when the last lease or copy that uses them
+        ends."""
+        segment = self._root.children.get(digest)
+        if segment is None:
+            return
+        segment.read_from(None, segment.num_blocks)
+        for agent in list(segment.owners):
+            self._owners.detach(agent, segment)
+        self._residency.drops.drop_if_removed(segment)

@@ -1,0 +1,237 @@
+"""Kinds of a user's own: their values lie in the engine's pools, and come back from there or from
+their origin, whatever memory does meanwhile."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from scalesim import StateKind
+from scalesim.engine.engine import Engine
+from scalesim.errors import StateError, StateLostError
+from tests.engine.test_same_texts import check_empty
+from tests.engine.world import PAGE_BYTES, tiny_engine
+
+
+class Board:
+    """A map of bytes, ``cells``; with a ``path``, from a file there."""
+
+    def __init__(self, cells: np.ndarray[Any, Any], path: str | None = None) -> None:
+        self.cells, self.path = cells, path
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Board) and np.array_equal(self.cells, other.cells)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class BoardKind(StateKind):
+    name = "board"
+
+    def __init__(self) -> None:
+        self.num_reads = 0
+
+    def form(self, value: Any) -> Any:
+        return list(value.cells.shape) if isinstance(value, Board) else None
+
+    def num_bytes(self, form: Any) -> int:
+        return int(np.prod(form))
+
+    def pack(self, value: Board) -> Any:
+        return value.cells.tobytes()
+
+    def view(self, form: Any, data: Any, origin: Any) -> Board:
+        return Board(data.cpu().numpy().reshape(form), origin)
+
+    def origin(self, value: Board) -> str | None:
+        return value.path
+
+    def reread(self, origin: str) -> Board:
+        self.num_reads += 1
+        return Board(np.load(origin), origin)
+
+
+def board(folder: Path | None, seed: int, num_pages: int = 2) -> Board:
+    cells = np.random.default_rng(seed).integers(0, 256, (num_pages, PAGE_BYTES - 7), np.uint8)
+    if folder is None:
+        return Board(cells)
+    np.save(folder / f"{seed}-{num_pages}.npy", cells)
+    return Board(cells, str(folder / f"{seed}-{num_pages}.npy"))
+
+
+@pytest.mark.parametrize("policy", ["deadline", "lru-swap", "lru-recompute"])
+def test_values_with_an_origin_are_those_of_a_dictionary(policy: str, tmp_path: Path) -> None:
+    """Under pressure on both tiers; also where there is no host pool."""
+    rng = random.Random(3)
+    with tiny_engine(device_pages=12, host_pages=14, policy=policy) as engine:
+        kind = BoardKind()
+        engine.register_kind(kind)
+        model: dict[str, dict[str, Board]] = {name: {} for name in "abc"}
+        for turn in range(80):
+            name, key = rng.choice(list(model)), rng.choice("xy")
+            agent, known = engine.agent(name), model[name]
+            what = rng.choice(["set", "set", "delete", "call", "call", "fork", "forget"])
+            if what == "set":
+                known[key] = board(tmp_path, rng.randrange(4), rng.randint(1, 3))
+                agent.state[key] = known[key]
+            elif what == "delete" and known.pop(key, None) is not None:
+                del agent.state[key]
+            elif what == "call":
+                agent.expect(rng.randint(0, 2))
+                agent.generate(f"{name} {turn % 3} " * 20, max_tokens=3)
+                engine.tick()
+            elif what == "fork" and len(model) < 5:
+                agent.fork(f"{name}{turn}")
+                model[f"{name}{turn}"] = dict(known)
+            elif what == "forget" and len(model) > 2:
+                agent.forget()
+                del model[name]
+            for name, known in model.items():
+                state = engine.agent(name).state
+                assert set(state) == set(known)
+                assert all(state[key] == known[key] for key in known)
+        assert kind.num_reads > 0
+        engine.forget(list(model))
+        engine.parts.memory.drain()
+        engine.parts.memory.poll()
+        check_empty(engine)
+
+
+def test_equal_content_is_held_once_and_loaded_before_its_agents_call(tmp_path: Path) -> None:
+    with tiny_engine(device_pages=14, host_pages=60) as engine:
+        engine.register_kind(BoardKind())
+        one, other = board(tmp_path, 1, 3), board(tmp_path, 1, 3)
+        np.save(tmp_path / "other.npy", one.cells)
+        other.path = str(tmp_path / "other.npy")
+        ada, bob = engine.agent("ada"), engine.agent("bob")
+        ada.state["board"] = ada.state["again"] = one
+        bob.state["board"] = other
+        memory = engine.parts.memory
+        (segment,) = {blob.segment for blob in memory.blobs.of("ada").values()}
+        assert {blob.segment for blob in memory.blobs.of("bob").values()} == {segment}
+        assert engine.memory.view("ada").pages.total == 3 and memory.blobs.num_pages == 0
+        ada.expect(1)
+        bob.generate("hello " * 5, max_tokens=2)
+        assert segment.is_ready and ada.state["board"] == one
+        del ada.state["board"]
+        assert bob.state["board"] == one == ada.state["again"]
+
+
+def test_what_is_at_the_origin_may_change_only_with_an_assignment(tmp_path: Path) -> None:
+    with tiny_engine(policy="lru-recompute") as engine:
+        engine.register_kind(BoardKind())
+        state = engine.agent("ada").state
+        state["board"] = found = board(tmp_path, 1)
+        assert found.path is not None
+        with state.active():
+            assert state["board"] == found  # unchanged: nothing to write
+        changed = "'board' was changed in place, and is read again"
+        with pytest.raises(StateError, match=changed), state.active():
+            state["board"].cells[0, 0] ^= 1
+        assert state["board"] == found
+        np.save(found.path, found.cells + 1)
+        with pytest.raises(StateError, match="changed since it was added; assign it again"):
+            state["board"]
+        Path(found.path).unlink()
+        with pytest.raises(StateError, match=r"'board' cannot be read again from .*FileNotFound"):
+            state["board"]
+        with state.active():
+            state["board"] = board(tmp_path, 2)
+        assert state["board"] == board(tmp_path, 2)
+
+
+def test_a_value_without_an_origin_is_kept_and_changed_in_place() -> None:
+    with tiny_engine() as engine:
+        engine.register_kind(BoardKind())
+        state = engine.agent("ada").state
+        state["board"], state["tensor"] = board(None, 1), torch.ones(2)
+        with state.active():
+            state["board"].cells[:] = 3
+        assert (state["board"].cells == 3).all() and state.sizes["board"] == 2 * (PAGE_BYTES - 7)
+        engine.parts.memory.reset()
+        with pytest.raises(StateLostError):
+            state["board"]
+
+
+def test_a_fault_loses_no_value_with_an_origin(tmp_path: Path) -> None:
+    with tiny_engine() as engine:
+        engine.register_kind(BoardKind())
+        state = engine.agent("ada").state
+        state["board"], state["kept"] = board(tmp_path, 1), torch.ones(1)
+        engine.parts.memory.reset()
+        assert state["board"] == board(tmp_path, 1)
+        with pytest.raises(StateLostError):
+            state["kept"]
+
+
+def test_a_snapshot_has_the_origin_and_finds_the_kind_by_name(tmp_path: Path) -> None:
+    where = tmp_path / "snapshot"
+    with tiny_engine() as engine:
+        engine.register_kind(BoardKind())
+        ada = engine.agent("ada")
+        ada.state["board"], ada.state["kept"] = board(tmp_path, 1), board(None, 2)
+        ada.fork("bob").state["board"] = board(tmp_path, 3)
+        engine.snapshot(where)
+    assert sum(len(file.read_bytes()) for file in where.glob("*")) < 4 * 2 * PAGE_BYTES
+    with Engine.restore(where, tiny_engine().parts) as engine:
+        ada, bob = engine.agent("ada"), engine.agent("bob")
+        for name in ("board", "kept"):
+            with pytest.raises(StateError, match="no kind 'board' is registered here"):
+                ada.state[name]
+        engine.register_kind(BoardKind())
+        assert ada.state["board"] == board(tmp_path, 1) and bob.state["board"] == board(tmp_path, 3)
+        assert ada.state["kept"] == bob.state["kept"] == board(None, 2)
+
+
+def test_what_a_kind_says_wrongly_is_refused() -> None:
+    class Wrong(BoardKind):
+        def __init__(self, name: str, form: Any = (), told: int = 3, origin: Any = None) -> None:
+            self.name, self._form, self._told, self._origin = name, form, told, origin
+
+        def form(self, value: Any) -> Any:
+            return self._form if value == self.name else None
+
+        def num_bytes(self, form: Any) -> int:
+            return self._told
+
+        def pack(self, value: Any) -> Any:
+            return b"abc"
+
+        def origin(self, value: Any) -> Any:
+            return self._origin
+
+        def reread_s(self, origin: Any) -> float:
+            return float("nan")
+
+    with tiny_engine() as engine:
+        kinds = (
+            Wrong("size", told=4),
+            Wrong("form", form=(object(),)),
+            Wrong("origin", origin=b"1"),
+            Wrong("cost", origin=1),
+            Wrong("right"),
+        )
+        for kind in kinds:
+            engine.register_kind(kind)
+            engine.register_kind(kind)  # changes nothing
+        state = engine.agent("ada").state
+        with pytest.raises(StateError, match=r"packs 3 bytes .* num_bytes\(\) tells 4"):
+            state["x"] = "size"
+        with pytest.raises(StateError, match=r"form of kind 'form' has .*: give texts, numbers"):
+            state["x"] = "form"
+        with pytest.raises(StateError, match=r"origin of kind 'origin' has .*: give texts"):
+            state["x"] = "origin"
+        with pytest.raises(StateError, match=r"reread_s\(\)=nan must be finite"):
+            state["x"] = "cost"
+        state["x"] = "right"
+        with pytest.raises(StateError, match="'right' is registered already"):
+            engine.register_kind(Wrong("right"))
+        for wrong in (BoardKind, Wrong(""), "board"):
+            with pytest.raises(StateError, match=r"kind"):
+                engine.register_kind(wrong)  # type: ignore[arg-type]
+        assert list(state) == ["x"]
