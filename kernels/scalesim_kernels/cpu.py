@@ -11,10 +11,37 @@ from typing import Any
 
 from torch import Tensor
 
-from .contracts import KernelSet
+from .contracts import ApplyLinear, KernelSet, PackWeight
 from .cpu_logits import adjust_logits, log_probs
 from .cpu_rows import HAS_NUMBA, linear, linear_product, pack_weight, steady_linear
 from .float8 import as_bytes
+
+
+def halved_where_exact(pack: PackWeight) -> PackWeight:
+    """``pack``, but for matrices that bf16 holds without loss: those take half of the bytes."""
+    if not HAS_NUMBA:
+        return pack
+
+    def pack_weight(weight: Tensor) -> Tensor:
+        from .cpu_half_weights import as_halves
+
+        halves = as_halves(weight)
+        return pack(weight) if halves is None else halves
+
+    return pack_weight
+
+
+def also_halves(linear: ApplyLinear) -> ApplyLinear:
+    """``linear`` that takes what ``halved_where_exact`` packs."""
+    if not HAS_NUMBA:
+        return linear
+
+    def linear_of_either(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        from .cpu_half_weights import is_halves, linear_of_halves
+
+        return (linear_of_halves if is_halves(weight) else linear)(x, weight, bias)
+
+    return linear_of_either
 
 
 def pack_and_ask(weight: Tensor) -> Tensor:
@@ -43,8 +70,8 @@ def cpu_kernels(reproducible: bool = True, compiled: bool = HAS_NUMBA) -> Kernel
         name="cpu",
         row_multiple=1,
         **(compiled_ops() if compiled else torch_ops()),
-        pack_weight=pack_and_ask if reproducible else pack_weight,
-        linear=steady_linear if reproducible else linear,
+        pack_weight=halved_where_exact(pack_and_ask if reproducible else pack_weight),
+        linear=also_halves(steady_linear if reproducible else linear),
         copy_pages=copy_pages,
         zero_pages=zero_pages,
         log_probs=log_probs,

@@ -28,7 +28,7 @@ WIDE = 16 if "+avx512f" in (config.CPU_FEATURES or get_host_cpu_features()) else
 LINE = 16  # elements of a cache line
 PANEL = 64  # columns of a matrix that lie together
 SHIFT = 4  # of increments that are fractions of an element
-FLOAT, INT32, INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+FLOAT, INT16, INT32, INT64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 VECTOR, INTS = ir.VectorType(FLOAT, WIDTH), ir.VectorType(INT32, WIDTH)
 
 
@@ -86,6 +86,13 @@ def call(builder: Any, name: str, kind: Any, *args: Any) -> Any:
     return builder.call(function, args)
 
 
+def widened(builder: Any, where: Any) -> Any:
+    """The floats whose upper halves, bf16, are at ``where``."""
+    kind = ir.VectorType(INT16, WIDTH)
+    upper = builder.load(builder.bitcast(where, kind.as_pointer()), align=2, typ=kind)
+    return builder.bitcast(builder.shl(builder.zext(upper, INTS), same(16, WIDTH)), VECTOR)
+
+
 def ask_for(builder: Any, where: Any, closeness: int = 2) -> None:
     """Begin to read the cache line at ``where`` into the caches: 2 for all but the nearest, 3 for
     that too."""
@@ -113,6 +120,16 @@ def loading(kind: Lanes) -> Any:
 
 
 load, load_wide = loading(lanes), loading(wide)  # array[index:index + width]
+
+
+@intrinsic
+def load_upper(typing: Any, array: Any, index: Any) -> Any:
+    """``array[index:index + width]`` of bf16, the upper halves of floats, as floats."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return widened(builder, element(context, builder, args[0], args[1], signature.args[0]))
+
+    return lanes(array, types.int64), build
 
 
 @intrinsic
@@ -402,4 +419,4 @@ def pointer(kind: Any, element: Any) -> Any:
 
 floats, doubles = pointer(types.float32, FLOAT), pointer(types.float64, ir.DoubleType())
 ints, longs = pointer(types.int32, INT32), pointer(types.int64, INT64)
-octets = pointer(types.uint8, ir.IntType(8))
+octets, halves = pointer(types.uint8, ir.IntType(8)), pointer(types.uint16, INT16)

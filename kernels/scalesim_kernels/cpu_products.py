@@ -21,30 +21,31 @@ from .cpu_lanes import (
     each_lane,
     splat,
     wide,
+    widened,
 )
 
 
 def products(rows: int, vectors: int) -> Any:
     """The operation that adds to ``sums`` the products of ``rows`` rows of ``x``, each ``width``
     elements long, with ``vectors`` vectors of a panel of ``weights``, over ``count`` elements of
-    the rows. A sum takes its products one after another.
+    the rows. A sum takes its products one after another. Weights are fp32, or bf16 as uint16.
 
-    Meanwhile other weights are asked for: a line or more each element, from ``n_at`` on, at places
-    that are ``pace`` sixteenths of an element apart.
+    Meanwhile the floats of ``following`` are asked for: a line or more each element, from ``n_at``
+    on, at places that are ``pace`` sixteenths of a float apart.
     """
 
     @intrinsic
     def operation(
         typing: Any, x: Any, x_at: Any, width: Any, weights: Any, w_at: Any, count: Any,
-        n_at: Any, pace: Any, sums: Any, s_at: Any,
+        following: Any, n_at: Any, pace: Any, sums: Any, s_at: Any,
     ) -> Any:  # fmt: skip
         def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             kinds = signature.args
             arrays = {
                 name: cgutils.create_struct_proxy(kinds[index])(context, builder, args[index]).data
-                for name, index in (("x", 0), ("weights", 3), ("sums", 8))
+                for name, index in (("x", 0), ("weights", 3), ("following", 6), ("sums", 9))
             }
-            x_at, width, w_at, count, n_at, pace, s_at = (args[i] for i in (1, 2, 4, 5, 6, 7, 9))
+            x_at, width, w_at, count, n_at, pace, s_at = (args[i] for i in (1, 2, 4, 5, 7, 8, 10))
 
             def place(name: str, index: Any) -> Any:
                 return builder.gep(arrays[name], [index])
@@ -64,15 +65,15 @@ def products(rows: int, vectors: int) -> Any:
                 passed = builder.ashr(builder.mul(loop.index, pace), INT64(SHIFT))
                 for line in range(0, vectors * WIDTH, LINE):
                     ahead = builder.add(n_at, builder.add(passed, INT64(line)))
-                    ask_for(builder, place("weights", ahead))
+                    ask_for(builder, place("following", ahead))
                 now = builder.add(w_at, builder.mul(loop.index, INT64(PANEL)))
-                taken = [
-                    builder.load(
-                        vector("weights", builder.add(now, INT64(part * WIDTH))),
-                        align=4, typ=VECTOR,
-                    )
-                    for part in range(vectors)
-                ]  # fmt: skip
+                taken = []
+                for part in range(vectors):
+                    at = builder.add(now, INT64(part * WIDTH))
+                    if kinds[3].dtype is types.uint16:
+                        taken.append(widened(builder, place("weights", at)))
+                    else:
+                        taken.append(builder.load(vector("weights", at), align=4, typ=VECTOR))
                 for row in range(rows):
                     index = builder.add(x_at, builder.mul(width, INT64(row)))
                     value = splat(builder, builder.load(place("x", builder.add(index, loop.index))))
@@ -86,7 +87,17 @@ def products(rows: int, vectors: int) -> Any:
 
         integer = types.int64
         return types.void(
-            x, integer, integer, weights, integer, integer, integer, integer, sums, integer
+            x,
+            integer,
+            integer,
+            weights,
+            integer,
+            integer,
+            following,
+            integer,
+            integer,
+            sums,
+            integer,
         ), build
 
     return operation

@@ -190,8 +190,8 @@ def test_a_snapshot_has_the_origin_and_finds_the_kind_by_name(tmp_path: Path) ->
 
 def test_what_a_kind_says_wrongly_is_refused() -> None:
     class Wrong(BoardKind):
-        def __init__(self, name: str, form: Any = (), told: int = 3) -> None:
-            self.name, self._form, self._told = name, form, told
+        def __init__(self, name: str, form: Any = (), told: int = 3, origin: Any = None) -> None:
+            self.name, self._form, self._told, self._origin = name, form, told, origin
 
         def form(self, value: Any) -> Any:
             return self._form if value == self.name else None
@@ -203,10 +203,20 @@ def test_what_a_kind_says_wrongly_is_refused() -> None:
             return b"abc"
 
         def origin(self, value: Any) -> Any:
-            return None
+            return self._origin
+
+        def reread_s(self, origin: Any) -> float:
+            return float("nan")
 
     with tiny_engine() as engine:
-        for kind in (Wrong("size", told=4), Wrong("form", form=(object(),)), Wrong("right")):
+        kinds = (
+            Wrong("size", told=4),
+            Wrong("form", form=(object(),)),
+            Wrong("origin", origin=b"1"),
+            Wrong("cost", origin=1),
+            Wrong("right"),
+        )
+        for kind in kinds:
             engine.register_kind(kind)
             engine.register_kind(kind)  # changes nothing
         state = engine.agent("ada").state
@@ -214,6 +224,10 @@ def test_what_a_kind_says_wrongly_is_refused() -> None:
             state["x"] = "size"
         with pytest.raises(StateError, match=r"form of kind 'form' has .*: give texts, numbers"):
             state["x"] = "form"
+        with pytest.raises(StateError, match=r"origin of kind 'origin' has .*: give texts"):
+            state["x"] = "origin"
+        with pytest.raises(StateError, match=r"reread_s\(\)=nan must be finite"):
+            state["x"] = "cost"
         state["x"] = "right"
         with pytest.raises(StateError, match="'right' is registered already"):
             engine.register_kind(Wrong("right"))

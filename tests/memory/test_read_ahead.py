@@ -22,11 +22,13 @@ class Folder(PageSource):
         return np.zeros((PAGES, PAGE), np.uint8)
 
 
-def with_adapter(memory: MemoryManager, agent: int) -> None:
+def with_adapter(memory: MemoryManager, agent: int, read_s: float | None = None) -> None:
     """``agent`` has an adapter of its own, which is on no tier. Reading takes twice as long as
     copying."""
     digest = bytes([agent]) * 16
-    memory.add_adapter(AdapterContent(digest, 0, PAGES, None, Folder()))
+    folder = Folder()
+    folder.read_s = read_s
+    memory.add_adapter(AdapterContent(digest, 0, PAGES, None, folder))
     memory.bind_adapter(agent, digest)
 
 
@@ -70,6 +72,18 @@ def test_a_read_starts_when_its_window_opens() -> None:
     assert call(memory, 0)
     assert memory.counters.read_pages == 0 and memory.counters.prefetch_used == PAGES
     assert memory.counters.demand_loads == 0
+
+
+@pytest.mark.parametrize(("read_s", "begins_at"), [(0.0, 4.0), (None, 3.0), (1.6, 2.0), (2.6, 1.0)])
+def test_a_read_that_takes_longer_by_what_its_kind_says_starts_sooner(
+    read_s: float | None, begins_at: float
+) -> None:
+    memory = manager(8, 8)
+    with_adapter(memory, 0, read_s)
+    memory.hint([(0, 5.0)])
+    for time_s in (1.0, 2.0, 3.0, 4.0):
+        at(memory, time_s)
+        assert bool(memory.counters.read_ahead_pages) == (time_s >= begins_at), time_s
 
 
 def test_nobody_reads_ahead_for_who_is_not_expected() -> None:

@@ -302,11 +302,15 @@ def linear(choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> Problem:
     width, num_out = choice["width"], choice["out"]
     tensors = {"x": randn(seed, choice["rows"], width, dtype=dtype)}
     tensors["weight"] = randn(seed + 1, num_out, width, dtype=dtype) * width**-0.5
+    if choice["form"] == "packed bf16":  # that holds it without loss: a set may pack it smaller
+        tensors["weight"] = tensors["weight"].bfloat16().to(dtype)
     if choice["bias"]:
         tensors["bias"] = randn(seed + 2, num_out, dtype=dtype)
 
     def call(kernels: KernelSet, given: Tensors) -> Tensors:
-        weight = kernels.pack_weight(given["weight"]) if choice["packed"] else given["weight"]
+        weight = given["weight"]
+        if choice["form"] != "plain":
+            weight = kernels.pack_weight(weight)
         return {"out": kernels.linear(given["x"], weight, given.get("bias"))}
 
     # Fewer rows, the last ones at another place, with other neighbours: all in multiples of 16.
@@ -471,8 +475,8 @@ PROBLEMS: dict[str, OpCases] = {
     "silu_mul": OpCases(GATED, lambda *args: gated("silu_mul", *args)),
     "gelu_mul": OpCases(GATED, lambda *args: gated("gelu_mul", *args)),
     "linear": OpCases(
-        {"rows": (16, 48, 80), "width": (48, 200, 1100), "out": (33, 96), "bias": (True, False),
-         "packed": (False, True)},
+        {"rows": (16, 48, 80), "width": (48, 200, 1100), "out": (33, 96, 128),
+         "bias": (True, False), "form": ("plain", "packed", "packed bf16")},
         linear,
     ),
     "lora_shrink": OpCases(LORA, lambda *args: lora("lora_shrink", *args)),

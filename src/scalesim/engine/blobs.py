@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
-from scalesim.checks import shown, text
+from scalesim.checks import number, shown, text
 from scalesim.engine.parts import EngineParts
 from scalesim.errors import StateError, UnknownAgentError
 from scalesim.memory.kinds import OriginSource, Packed, ValueForm, digest_of, packed
@@ -138,7 +138,11 @@ class BlobMapping(MutableMapping[str, Any]):
         access, key = self._store(), self._entry.key
         form, rows = value
         if form.origin is not None:
-            source = OriginSource(form, self._parts.memory.page_bytes, self._parts.kinds.named)
+            kinds, page_bytes = self._parts.kinds, self._parts.memory.page_bytes
+            read_s = kinds.named(form.kind).reread_s(form.origin)
+            if read_s is not None:
+                read_s = number("reread_s()", read_s, 0.0, error=StateError)
+            source = OriginSource(form, page_bytes, kinds.named, read_s)
             self._ask(lambda: access.refer(key, name, form, source, rows))
             return
         pause = threading.Event()

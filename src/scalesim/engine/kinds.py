@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from scalesim.checks import instance, shown, text
@@ -14,15 +15,19 @@ class Kinds:
 
     def __init__(self) -> None:
         self._by_name: dict[str, StateKind] = {}
+        self._lock = threading.RLock()  # for ``add``; readers see one dictionary or the next
 
     def add(self, kind: StateKind) -> None:
         """``Engine.register_kind``."""
         instance("kind", kind, StateKind, "give an instance of your class", StateError)
         name = text("kind.name", getattr(kind, "name", None), StateError, empty=False)
-        if name not in self._by_name:
-            self._by_name = {name: kind, **self._by_name}
-        elif self._by_name[name] is not kind:
-            raise StateError(f"a kind {shown(name)} is registered already; give yours another name")
+        with self._lock:
+            if name not in self._by_name:
+                self._by_name = {name: kind, **self._by_name}
+            elif self._by_name[name] is not kind:
+                raise StateError(
+                    f"a kind {shown(name)} is registered already; give yours another name"
+                )
 
     def of(self, value: Any) -> StateKind:
         """The kind that takes ``value``, the newest first. Raises ``StateError``."""

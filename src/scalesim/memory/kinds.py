@@ -27,7 +27,7 @@ _PLAIN = (str, int, float, bool, type(None))
 
 class StateKind(ABC):
     """A kind of state, for ``Engine.register_kind``: how its values lie in pages, and what it means
-    to lose them. Called on callers' threads; ``reread`` and ``reread_s`` on memory's as well.
+    to lose them. Called on callers' threads, ``reread`` also on one that reads ahead.
 
     A *form* is what makes a value of its bytes again, and an *origin* is where the value can be
     read once more: both are plain values (texts, numbers, booleans, ``None``, tuples of those),
@@ -57,7 +57,8 @@ class StateKind(ABC):
         ``[num_bytes]`` on the engine's device, which is the value's own."""
 
     def identity(self, form: Any, data: npt.NDArray[np.uint8]) -> bytes:
-        """16 bytes that only values with this content share: of values with an origin."""
+        """16 bytes that only values with this content share, asked of values with an origin.
+        ``data``: the bytes, uint8 ``[num_bytes]``."""
         state = blake2b(repr((self.name, form)).encode(), digest_size=16)
         state.update(np.ascontiguousarray(data).data)
         return state.digest()
@@ -67,7 +68,8 @@ class StateKind(ABC):
         return None
 
     def reread(self, origin: Any) -> Any:
-        """The value at ``origin``, with the content of before."""
+        """The value at ``origin``, with the content of before. Raises ``NotImplementedError``
+        unless the kind has one."""
         raise NotImplementedError(f"kind {self.name!r} gives origins, and has no reread()")
 
     def reread_s(self, origin: Any) -> float | None:
@@ -75,7 +77,8 @@ class StateKind(ABC):
         return None
 
     def sample(self, rng: random.Random) -> Any:
-        """A random value, for ``scalesim check kind``."""
+        """A random value, drawn from ``rng``, for ``scalesim check kind``. Raises
+        ``NotImplementedError`` unless the kind has one."""
         raise NotImplementedError(f"kind {self.name!r} has no sample(): it gives random values")
 
 
@@ -88,6 +91,13 @@ class ValueForm(NamedTuple):
     form: Any
     origin: Any = None
     digest: bytes = b""
+
+
+def stored_form(
+    num_bytes: int, kind: str, form: Any, origin: Any = None, digest: bytes = b""
+) -> ValueForm:
+    """The form of a value in a snapshot, which has lists for tuples."""
+    return ValueForm(int(num_bytes), kind, plain(form, "form"), plain(origin, "origin"), digest)
 
 
 class Packed(NamedTuple):
@@ -152,21 +162,18 @@ def plain(value: Any, what: str) -> Any:
 class OriginSource(PageSource):
     """A page source: the value of ``form`` at its origin, as long as its content has not changed.
     ``named`` finds the kind; ``error`` and ``again`` are what is raised for a change, and what to
-    do then."""
+    do then. ``read_s`` is as the kind told it."""
 
     form: ValueForm
     page_bytes: int
     named: Callable[[str], StateKind]
+    read_s: float | None = None
     error: type[ScaleSimError] = StateError
     again: str = "assign it again"
-
-    @property
-    def read_s(self) -> float | None:  # type: ignore[override]
-        return self.named(self.form.kind).reread_s(self.form.origin)
 
     def read(self) -> Bytes2D:
         kind, origin = self.named(self.form.kind), self.form.origin
         found = packed(kind, kind.reread(origin), self.page_bytes)
-        if digest_of(kind, found) != self.form.digest:
+        if (found.form.digest or digest_of(kind, found)) != self.form.digest:
             raise self.error(f"{kind.name} {origin} changed since it was added; {self.again}")
         return found.rows

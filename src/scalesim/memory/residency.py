@@ -92,6 +92,8 @@ class Residency:
     def _make_room(self, count: int, ahead_of: NextUse | None) -> bool:
         """Evict until ``count`` device pages are free. Returns False if they cannot be had now."""
         ranking = self.ranking
+        if count > self.device.num_usable:
+            return False
         while (missing := count - self.device.num_free) > 0:
             victim = ranking.farthest_on_device()
             if victim is None:

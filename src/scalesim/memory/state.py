@@ -15,7 +15,7 @@ import numpy as np
 
 from scalesim.core import AgentId, Bytes2D
 from scalesim.errors import StateError
-from scalesim.memory.kinds import ValueForm, in_rows, plain
+from scalesim.memory.kinds import ValueForm, in_rows, stored_form
 from scalesim.memory.leases.blobs import Blob
 from scalesim.memory.links.link import PageSource
 from scalesim.memory.manager import MemoryManager
@@ -111,14 +111,8 @@ class StateAccess:
     ) -> list[tuple[AgentId, str]]:
         """Put what ``image`` gave into memory in which these agents have no values. Returns the
         values for which the host has no room. ``source_of`` gives a source for a value with an
-        origin. Raises ``ValueError``, ``LookupError`` or
-        ``TypeError`` for columns of others."""
-        forms = [
-            ValueForm(
-                int(size), kind, *(plain(value, kind) for value in (form, *more[:1])), *more[1:]
-            )
-            for size, kind, form, *more in image["forms"]
-        ]
+        origin. Raises ``ValueError``, ``LookupError`` or ``TypeError`` for columns of others."""
+        forms = [stored_form(*columns) for columns in image["forms"]]
         kept = [form.num_bytes * (form.origin is None) for form in forms]
         ends = [0, *accumulate(kept)]
         if ends[-1] != len(image["bytes"]) or min(ends) < 0:

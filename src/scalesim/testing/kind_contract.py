@@ -46,8 +46,9 @@ def try_kind(
     sample: Callable[[random.Random], Any] | None = None,
     time_s: Callable[[], float] = time.perf_counter,
 ) -> None:
-    """Try ``steps`` random values of ``kind``: those that ``sample`` gives, or the kind's own.
-    Raises ``BrokenRuleError``."""
+    """Try ``steps`` random values of ``kind``, drawn from ``seed``: those that ``sample`` gives, or
+    the kind's own. ``time_s``: monotonic seconds, for the cost of reading again. Raises
+    ``BrokenRuleError``."""
     trial = KindTrial(kind, sample or kind.sample, time_s)
     rng = random.Random(seed)
     with telling(trial.asked):

@@ -37,7 +37,9 @@ class AdapterFolders(StateKind):
         form, rows = packed(self, self.reread(path), self.page_bytes)
         layout, invocation_tokens = form.form
         again = "add it again with replace=True"
-        source = OriginSource(form, self.page_bytes, lambda name: self, AdapterError, again)
+        source = OriginSource(
+            form, self.page_bytes, lambda name: self, error=AdapterError, again=again
+        )
         return AdapterContent(form.digest, layout, len(rows), invocation_tokens, source, rows)
 
     def form(self, value: Any) -> Any:
