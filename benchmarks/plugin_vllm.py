@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--agents", type=int, default=40)
     add("--rounds", type=int, default=6, help="calls of an agent, on average; the first are cold")
     add("--together", type=int, default=1, help="calls made at once")
+    add("--output", type=int, default=4, help="tokens of a reply")
     add("--orders", nargs="+", default=list(ORDERS), choices=ORDERS)
     add("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     add("--python", default=sys.executable, help="a Python that has vLLM")
@@ -77,14 +78,16 @@ def _play(report: Report, order: str, options: argparse.Namespace) -> list[list[
     own = OWN_TOKENS // BLOCK_SIZE
     device = options.agents // 4 * own + 3 * options.together  # and what calls compute
     host = options.agents // 2 * own
-    best = bound_of(groups, own, device + host) * BLOCK_SIZE
+    news = (NEW_TOKENS + options.output) // BLOCK_SIZE  # full blocks that do not come again
+    best = bound_of(groups, own, device + host, news) * BLOCK_SIZE
     prompts = sum(map(len, groups)) * (OWN_TOKENS + NEW_TOKENS)
     rows, found = [], dict[str, dict[str, Any]]()
     for name in options.arms:
         connector, extra = ARMS[name]
         settings = ArmSettings(
             groups, connector=connector, extra=extra, device_blocks=device, host_blocks=host,
-            block_size=BLOCK_SIZE, prefix=OWN_TOKENS, new=NEW_TOKENS, seed=options.seed,
+            block_size=BLOCK_SIZE, prefix=OWN_TOKENS, new=NEW_TOKENS, output=options.output,
+            seed=options.seed,
             known=options.known if connector == "ScaleSimConnector" else 0,
         )  # fmt: skip
         found[name] = one = run_arm(settings, options.python)
@@ -136,14 +139,15 @@ def groups_of(order: str, agents: int, rounds: int, together: int, seed: int) ->
     return groups[::-1]
 
 
-def bound_of(groups: Groups, own: int, capacity: int) -> int:
-    """The most blocks that any policy could have found, with ``capacity`` blocks in all."""
+def bound_of(groups: Groups, own: int, capacity: int, news: int = 1) -> int:
+    """The most blocks that any policy could have found, with ``capacity`` blocks in all. Of a call,
+    ``own`` blocks are its agent's, and ``news`` do not come again."""
     accesses, number = [], 10**6
     for group in groups:
         for agent, _, _ in group:
             pages = tuple(agent * own + depth for depth in range(own))
-            accesses.append(Access((*pages, number), own))  # what is new is one block more
-            number += 1
+            accesses.append(Access((*pages, *range(number, number + news)), own))
+            number += news
     again = sum(map(len, reads_again(accesses)))
     return again - sum(belady_loads(accesses, capacity))
 

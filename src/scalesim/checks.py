@@ -174,6 +174,8 @@ def path_of(name: str, value: object, error: Error = RequestError) -> Path:
     """A path that an operating system accepts. Whether there is a file is not checked."""
     if not isinstance(value, (str, os.PathLike)):
         refuse(name, value, "must be a path", error)
+    if isinstance(value, str) and is_url(value):
+        refuse(name, value, "must be a path, and is a URL", error)
     with reading(name, error):
         path = Path(value)
         os.fsencode(path)

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from scalesim.cli import main, play
 from scalesim.cli.demo import first_difference
-from scalesim.cli.options import BLOCKING_SWAP, DemoOptions
+from scalesim.cli.options import DemoOptions
 from scalesim.cli.play import Play, PlayScore, Said
 from scalesim.cli.screen import Screen
 from scalesim.cli.stage import Stage
@@ -95,13 +95,15 @@ def test_the_arms_take_each_round_in_turn(
 def test_an_arm_stands_still_while_others_play(
     village_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing computes or copies for it: what it has begun to load waits for its next round."""
-    left: dict[str, tuple[int, dict[str, int]]] = {}
+    """Nothing computes or copies for it, and its clock stands still: what it has begun to load waits
+    for its next round."""
+    left: dict[str, tuple[int, float, dict[str, int]]] = {}
     plays: list[Play] = []
     original, opened = play.Play.round, Play.__init__
 
-    def stands(self: Play) -> tuple[int, dict[str, int]]:
-        return self.engine.stats.steps, self.engine.memory.queued_bytes
+    def stands(self: Play) -> tuple[int, float, dict[str, int]]:
+        engine = self.engine
+        return engine.stats.steps, engine.parts.time_s(), engine.memory.queued_bytes
 
     def remembered(self: Play, *given: Any) -> None:
         opened(self, *given)
@@ -112,13 +114,13 @@ def test_an_arm_stands_still_while_others_play(
             assert left.setdefault(each.policy, stands(each)) == stands(each)
         goes_on = original(self)
         left[self.policy] = stands(self)
-        queued.append(sum(left[self.policy][1].values()))
+        queued.append(sum(left[self.policy][2].values()))
         return goes_on
 
     queued: list[int] = []
     monkeypatch.setattr(play.Play, "__init__", remembered)
     monkeypatch.setattr(play.Play, "round", checked)
-    line = small(village_model, "--link", "0.01", "--policies", "deadline", BLOCKING_SWAP)
+    line = small(village_model, "--link", "0.003", "--policies", "deadline", "lru-swap")
     assert main(line) == 0
     assert max(queued) > 0, "no copy was under way between two rounds"
 

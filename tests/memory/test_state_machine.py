@@ -152,6 +152,30 @@ class MemoryMachine(RuleBasedStateMachine):
         self.world.forget_all()
 
     @rule()
+    def fork_world(self) -> None:
+        self.world.fork_world()
+
+    @rule()
+    def close_world(self) -> None:
+        self.world.close_world()
+
+    @rule()
+    def look(self) -> None:
+        self.world.look()
+
+    @rule(count=st.integers(1, 4))
+    def copy_blocks(self, count: int) -> None:
+        self.world.copy_blocks(count)
+
+    @rule()
+    def read_slots(self) -> None:
+        self.world.read_slots()
+
+    @rule()
+    def restart(self) -> None:
+        self.world.restart()
+
+    @rule()
     def plan(self) -> None:
         self.world.plan()
 
@@ -245,6 +269,17 @@ def test_pools_above_a_disk(num_pages: int, policy: str) -> None:
         moved[0] += counters.spilled_pages
         moved[1] += counters.staged_pages + counters.recalled_pages
     assert num_pages < 8 or all(moved), moved
+
+
+@pytest.mark.parametrize("policy", ["deadline", "lru-swap"])
+@pytest.mark.parametrize("num_pages", [5, 9, 16, 24])
+def test_lives_that_go_on_from_snapshots(num_pages: int, policy: str) -> None:
+    """Snapshots in pieces, memory made anew from them, all agents forked and forgotten; above a
+    disk, too, and with adapters."""
+    for seed, (host, disk, block_size) in enumerate([(0.75, 4.0, 2), (0.5, 2.0, 1), (1.0, 0.0, 4)]):
+        adapters = 3 if seed == 2 else 0
+        shape = WorldShape(num_pages, host, block_size, policy, seed, adapters, disk, lasting=True)
+        run(MemoryWalk(shape, seed, 200))
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))

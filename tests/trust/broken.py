@@ -13,18 +13,22 @@ from typing import Any
 import numpy as np
 
 from scalesim.batch import Batch, LaunchedStep, Runner, StepOutput
-from scalesim.core import AgentId, Fence, FinishReason
+from scalesim.core import AgentId, Bytes2D, Fence, FinishReason
 from scalesim.distance.estimates import Estimates, Source
+from scalesim.memory.disk.slot_store import SlotStore
+from scalesim.memory.image import BlockRange, CopiedBlocks, LiveBlocks, MemoryImage, image_of
 from scalesim.memory.lease import AttachmentSpec, Lease
 from scalesim.memory.leases.blobs import Blob
 from scalesim.memory.links.link import Copies, Link, LinkAround
 from scalesim.memory.manager import MemoryManager
+from scalesim.memory.pools.page_access import PageAccess
 from scalesim.memory.pools.page_pool import PagePool
 from scalesim.memory.tree.prefix_tree import TEXT
 from scalesim.memory.tree.segment import Branch, Segment, lineage
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.scheduler.sequence import Observer, Phase
 from scalesim.scheduler.sequence import Sequence as Request
+from scalesim.testing.array_slots import ArraySlots
 from scalesim.testing.bed import MakeMemory
 
 Ends = list[tuple[int, Exception | None]]
@@ -544,3 +548,49 @@ class SaysAnything(Source):
     def changes(self, now: float) -> Estimates:
         times = (float("nan"), float("inf"), -1e18, 0.0, 1e18)
         return Estimates([*self.agents], [self.rng.choice(times) for _ in self.agents])
+
+
+# -- snapshots ------------------------------------------------------------------------------------
+
+
+class BelievesEverySlot(ArraySlots):
+    """What is in a slot now is taken for what was in it when it was looked at."""
+
+    def copy(self, slots: Sequence[int], checksums: Sequence[int]) -> tuple[Bytes2D, list[bool]]:
+        rows, _ = super().copy(slots, checksums)
+        return rows, [True] * len(slots)
+
+
+class LooksOnce(LiveBlocks):
+    """Pages are copied from where they were at the look, whoever has them by then."""
+
+    def __init__(self, memory: MemoryManager, segments: list[Segment]) -> None:
+        super().__init__(memory, segments)
+        self.seen = [
+            [*(("device", page) for page in found.device[: found.device.valid]),
+             *(("host", page) for page in found.host[found.device.valid : found.host.valid])]
+            for found in segments
+        ]  # fmt: skip
+
+    def copy(
+        self,
+        ranges: Sequence[BlockRange],
+        access: PageAccess,
+        store: SlotStore | None,
+        block_bytes: int,
+    ) -> CopiedBlocks:
+        rows = []
+        for index, first, count in ranges:
+            places: Any = self.seen[index][first : first + count]
+            found = [access.read(place, [page]) for place, page in places]
+            rows.append(np.concatenate(found) if found else np.empty((0, 0), np.uint8))
+        return CopiedBlocks(None, rows, [], [])
+
+
+def looks_once(
+    memory: MemoryManager, is_wanted: Callable[[AgentId], bool]
+) -> tuple[MemoryImage, LiveBlocks]:
+    image, _ = image_of(memory, is_wanted)
+    segments = [segment for segment in memory.tree if not segment.is_attachment]
+    assert len(segments) == len(image.segments), "no root of others has text"
+    return image, LooksOnce(memory, segments)

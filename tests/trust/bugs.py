@@ -43,6 +43,13 @@ WITH_STATE = [
     for policy in ("deadline", "deadline", "lru-swap")
 ]  # fmt: skip
 
+LASTING = [
+    WorldShape(12, 0.5, 2, disk=0.7, lasting=True),
+    WorldShape(16, 0.75, 1, "lru-swap", disk=0.9, lasting=True),
+    WorldShape(24, 0.5, 4, adapters=3, disk=3.0, lasting=True),
+    WorldShape(9, 1.0, 2, lasting=True),
+]
+
 Attempt = Callable[[Build], "Failure | str | None"]
 
 
@@ -85,10 +92,14 @@ def _play(seed: int, build: Build) -> str | None:
 MEMORY = Machine("memory walk", partial(walks, SHAPES))
 ADAPTERS = Machine("adapter walk", partial(walks, WITH_ADAPTERS))
 DISK = Machine("disk walk", partial(walks, ABOVE_A_DISK))
+LIVES = Machine("walk through snapshots and forks", partial(walks, LASTING))
 STATE = Machine("state walk", partial(walks, WITH_STATE))
 ENGINE = Machine("engine workload", workloads)
 POWER = Machine("power loss", lambda: iter([lambda build: worlds.power_fails(build.folder)]))
 READS = Machine("disk errors", lambda: iter([lambda build: worlds.disk_errs(build.reader)]))
+SLOTS = Machine(
+    "slots turn over", lambda: iter([lambda build: worlds.slots_turn_over(build.store)])
+)
 WORLDS = Machine("forked worlds", lambda: iter([lambda build: worlds.worlds_part(build.memory)]))
 
 
@@ -188,6 +199,12 @@ BUGS = [
     Bug("host page freed while it is spilled", "–", DISK, Build(memory=broken.FreesWhatIsSpilled)),
     Bug("stale disk page: freed while it is read", "–", DISK,
         Build(memory=broken.FreesWhatIsStaged)),
+    Bug("stale disk page: read for a snapshot unchecked", "–", SLOTS,
+        Build(store=broken.BelievesEverySlot)),
+    Bug("a snapshot copies pages that are others by then", "–", LIVES,
+        Build(look=broken.looks_once)),
+    Bug("a fork that shares a tail, in memory", "–", LIVES, Build(memory=worlds.SharesTheTail)),
+    Bug("a forks pages kept, in memory", "–", LIVES, Build(memory=worlds.KeepsWhatAForkOwned)),
     Bug("another kinds page handed out", "–", STATE,
         Build(memory=broken.HandsOutAnotherKindsPage)),
     Bug("state written through a shared page", "–", STATE, Build(memory=broken.WritesSharedState)),

@@ -10,7 +10,17 @@ from tests.trust import bugs
 
 @pytest.mark.parametrize(
     "machine",
-    [bugs.MEMORY, bugs.ADAPTERS, bugs.DISK, bugs.STATE, bugs.POWER, bugs.READS, bugs.WORLDS],
+    [
+        bugs.MEMORY,
+        bugs.ADAPTERS,
+        bugs.DISK,
+        bugs.STATE,
+        bugs.LIVES,
+        bugs.POWER,
+        bugs.READS,
+        bugs.SLOTS,
+        bugs.WORLDS,
+    ],
     ids=lambda machine: machine.name,
 )
 def test_no_bug_is_found_where_none_was_planted(machine: bugs.Machine) -> None:

@@ -14,9 +14,12 @@ from unittest import mock
 from scalesim.core import AgentId, Bytes2D
 from scalesim.engine.engine import Engine
 from scalesim.errors import SnapshotError, SnapshotWarning
+from scalesim.memory.disk.slot_store import SlotStore
 from scalesim.memory.manager import MemoryManager
 from scalesim.snapshot.folder import SnapshotFolder
 from scalesim.snapshot.page_file import PageFileReader, PageFileWriter, PagePlace
+from scalesim.testing.bed import OURS
+from scalesim.testing.memory_world import AGENTS, MemoryWorld, WorldShape
 from scalesim.testing.tag_parts import THREAD_LINK
 from tests.snapshot import damage
 from tests.snapshot.power import PowerLoss, left_of
@@ -63,6 +66,26 @@ def disk_errs(reader: type[PageFileReader]) -> str | None:
                 damage.run(seed)
             except Exception as error:
                 return repr(error)
+    return None
+
+
+def slots_turn_over(store: Callable[[Bytes2D], SlotStore]) -> str | None:
+    """Between the look at a disk and its reading, all slots become others': a world that goes on
+    from the snapshot must have nothing of these."""
+    for seed in range(4):
+        shape = WorldShape(12, 0.5, 2, seed=seed, disk=2.0)
+        world = MemoryWorld(shape, replace(OURS, store=store))
+        try:
+            for agent in range(AGENTS):
+                world.request(agent, "own", 3, 8, 0)
+                world.idle(6)
+            world.look()
+            world.copy_blocks(1000)
+            world.turn_over(20)
+            world.restart()
+            world.check()
+        except AssertionError as error:
+            return repr(error)
     return None
 
 

@@ -6,6 +6,8 @@ import random
 from collections import Counter, defaultdict
 from itertools import pairwise
 
+import pytest
+
 from scalesim.village.actions import LONGEST, Action
 from scalesim.village.people import MOST_VILLAGERS, villagers
 from scalesim.village.places import HEIGHT, PLACES, WIDTH, walk_ticks
@@ -57,21 +59,44 @@ def test_reading_the_hints_changes_nothing() -> None:
 
 
 def test_hints_come_true() -> None:
-    """Whoever is asked was expected in this very tick, and whoever is expected is asked."""
+    """Whoever is asked was expected in this very round, and whoever is expected is asked."""
     village, draw = Village(48, seed=2), random.Random(2)
-    due: dict[int, int] = {}
+    due: dict[int, float] = {}
     for tick in range(40):
-        asked: set[int] = set()
-        while questions := village.round():
+        while True:
+            at = village.clock
+            questions = village.round()
+            expected = {who for who, told in due.items() if told == pytest.approx(at)}
+            if not questions:
+                break
             if tick:
-                assert all(due[question.who] == tick for question in questions)
-            asked |= {question.who for question in questions}
+                assert {question.who for question in questions} == expected
+            due |= village.expected()  # when they are asked again
             village.hear(questions, [reply(question, draw) for question in questions])
-            due |= {who: tick + ticks for who, ticks in village.expected().items()}
-        assert {who for who, at in due.items() if at == tick} <= asked
+            due |= village.expected()
         village.end_tick()
-        due |= {who: tick + 1 + ticks for who, ticks in village.expected().items()}
-        assert min(due.values()) > tick
+        due |= village.expected()
+        assert min(due.values()) >= tick + 1  # nobody is left who was expected in this tick
+
+
+def test_those_who_are_asked_are_told_when_they_are_asked_again() -> None:
+    """Of words that is known: after a greeting, when it is answered; of an action only that it is
+    no sooner than the next tick."""
+    village, draw, told_of_talks = Village(48, seed=2), random.Random(2), 0
+    for tick in range(20):
+        while questions := village.round():
+            told = village.expected()
+            village.hear(questions, [reply(question, draw) for question in questions])
+            then = village.expected()
+            for question in questions:
+                who = question.who
+                if question.kind == "act" and tick:
+                    assert told[who] == tick + 1 <= then[who]
+                elif question.kind == "say" and then[who] < tick + 1:
+                    assert told[who] == pytest.approx(then[who])
+                    told_of_talks += 1
+        village.end_tick()
+    assert told_of_talks > 20
 
 
 def test_a_third_speaks_in_a_tick_and_most_of_it_is_talk() -> None:

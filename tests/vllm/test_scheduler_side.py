@@ -169,3 +169,39 @@ def test_a_load_ahead_brings_nothing_after_a_reset() -> None:
         world.pool.found.clear()
     world.settle()
     assert world.pool.free_block_queue.num_free_blocks == 2 * OWN + 3
+
+
+def test_a_request_that_the_plug_in_was_not_told_of_does_no_harm() -> None:
+    """As where the connector was bound while it ran; and an end that is told twice."""
+    world = World(2 * OWN + 3, 4 * OWN)
+    play(world, [0, 1, 0])
+    stranger = world.arrive("stranger", 1, own(1))
+    world.side.end(stranger)
+    running = world.admit(stranger)
+    assert running is not None
+    while world.is_loading:
+        world.step()
+    world.compute(running)
+    world.step()
+    world.finish(running)
+    world.side.end(stranger)
+    world.settle()
+    world.check()
+    assert world.side.stats()["copies"] == 0
+    play(world, [1, 0])
+
+
+def test_a_session_that_takes_tokens_back_names_its_new_blocks() -> None:
+    """vLLM cuts the hashes of a session that goes on from elsewhere, and adds others."""
+    world = World(3 * OWN, 4 * OWN)
+    request = world.arrive("session", 0, own(0))
+    running = world.admit(request)
+    assert running is not None
+    world.compute(running)
+    world.step()
+    request.block_hashes[2:] = [b"another 2", b"another 3", b"another 4"]
+    world.finish(running)
+    world.settle()
+    world.side.expect({0: 5.0}, absolute=False)
+    [ada] = world.side.board.soonest(1)
+    assert {bytes(key[:-4]) for key in ada.expected} >= {b"another 2", b"another 4"}

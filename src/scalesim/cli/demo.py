@@ -10,13 +10,15 @@ from itertools import zip_longest
 
 import torch
 import xxhash
+from rich.console import RenderableType
 from rich.text import Text
 
 from scalesim.cli.options import DemoOptions
 from scalesim.cli.output import Output
+from scalesim.cli.picture import write_picture
 from scalesim.cli.play import PlayScore, Said
 from scalesim.cli.report import write_report
-from scalesim.cli.screen import Screen
+from scalesim.cli.screen import WIDE, Screen
 from scalesim.cli.stage import Stage
 from scalesim.cli.table import amount, caption, table, verdict
 from scalesim.cli.timeline import write_timeline
@@ -32,7 +34,7 @@ def demo(options: DemoOptions) -> int:
     stage = Stage.build(options)
     console.print(introduction(stage, options), highlight=False)
     watch = DemoWatch() if options.report or options.timeline else None
-    scores, texts = play_all(stage, options, console, watch)
+    scores, texts, picture = play_all(stage, options, console, watch)
     console.print(table(scores))
     console.print(caption(scores), style="dim", highlight=False)
     console.print(f"\n{speakers(scores[0], options)}", highlight=False)
@@ -45,6 +47,9 @@ def demo(options: DemoOptions) -> int:
         console.print(f"DIFFERENT TEXTS: {difference}", style="bold red", markup=False)
     if watch is not None:
         write_files(options, stage, scores, watch.log, texts)
+    if options.picture is not None:
+        found = verdict(scores, options.agents, options.resident)
+        write_picture(options.picture, "scalesim demo", [picture, table(scores), found])
     words_s, all_s = scores[0].first_words_at - begin, time.perf_counter() - begin
     console.print(
         f"[dim]first words after {words_s:.0f} s, {all_s:.0f} s in all[/]", highlight=False
@@ -76,9 +81,9 @@ def plain(markup: str) -> str:
 
 def play_all(
     stage: Stage, options: DemoOptions, console: Output, watch: DemoWatch | None = None
-) -> tuple[list[PlayScore], dict[str, list[Said]]]:
-    """Run every policy on an engine of its own, side by side. Returns the scores, and all texts by
-    policy.
+) -> tuple[list[PlayScore], dict[str, list[Said]], RenderableType]:
+    """Run every policy on an engine of its own, side by side. Returns the scores, all texts by
+    policy, and what a wide live view shows in the end.
 
     In each round of the village, the policies run one after another, in alternating order, so that
     a slow minute of the machine affects all of them alike.
@@ -101,7 +106,8 @@ def play_all(
                         rest.append(play)
                     screen.played(play)
                 going = rest
-        return [play.score for play in plays], {play.policy: play.said for play in plays}
+        scores, texts = [play.score for play in plays], {play.policy: play.said for play in plays}
+        return scores, texts, screen.picture(WIDE)
 
 
 def introduction(stage: Stage, options: DemoOptions) -> str:

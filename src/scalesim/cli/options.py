@@ -91,6 +91,8 @@ class DemoOptions:
     """Write a page of charts and talk to this file, as HTML."""
     timeline: Path | None = None
     """Write rounds, copies and the pool's use to this file, as a trace for Perfetto."""
+    picture: Path | None = None
+    """Write what a wide terminal shows at the end to this file, as SVG."""
 
     def check(self) -> None:
         """Raise ``ConfigError`` for options that do not fit each other. Not done in
@@ -106,7 +108,7 @@ class DemoOptions:
                 "lower it"
             )
         named(HARDWARE, self.hardware, "hardware")
-        for option in ("report", "timeline"):
+        for option in ("report", "timeline", "picture"):
             if (path := getattr(self, option)) is not None:
                 check_writable(path, f"--{option}")
         if self.model is not None and not (Path(self.model) / "config.json").is_file():

@@ -223,6 +223,7 @@ class Play:
             for question in questions
         ]
         calls = [self.engine.submit(request) for request in requests]
+        self._expect()  # when they are asked after these calls: who has spoken makes room
         while not all(call.done for call in calls):
             self.engine.step()
         return [call.result() for call in calls]
@@ -241,14 +242,18 @@ class Play:
     def _end_tick(self) -> None:
         self._in_tick.clear()
         self.village.end_tick()
-        self.engine.tick()
         self._tell()
 
     def _tell(self) -> None:
-        """Give the engine the changed hints at once, so that agents that speak late can be evicted
-        first."""
-        distances = self.village.expected()
-        self.engine.expect({self._agents[who].id: ticks for who, ticks in distances.items()})
+        """Move the engine's clock to the next round, and tell the hints that changed."""
+        self.engine.tick(to=self.village.clock)
+        self._expect()
+
+    def _expect(self) -> None:
+        next_uses = self.village.expected()
+        self.engine.expect(
+            {self._agents[who].id: at for who, at in next_uses.items()}, absolute=True
+        )
 
     def _counts(self) -> tuple[EngineStats, Counters]:
         return replace(self.engine.stats), replace(self.engine.parts.memory.counters)

@@ -15,17 +15,17 @@ from scalesim.village.actions import read_action
 _STATES = ("device", "coming", "host", "nowhere")
 _WIDTH = 1000
 _CELL = 6  # height of an agent's row
+_MARK = 3  # width of the mark of an agent that was asked
 _BINS = 24  # of latencies
 _STYLE = """
 :root { color-scheme: light dark; --text: #1d2733; --dim: #66727f; --back: #fdfdfb;
-  --panel: #f1f2ee; --device: #2f8f5b; --coming: #e0a52e; --host: #5b84b1; --nowhere: #d9dcd6;
-  --in: #2f6f9f; --out: #b5693a }
+  --panel: #f1f2ee; --device: #3a9a66; --coming: #e0a52e; --host: #bccfe3; --nowhere: #e3e5e0;
+  --asked: #12201a; --in: #2f6f9f; --out: #b5693a }
 @media (prefers-color-scheme: dark) { :root { --text: #e4e8ec; --dim: #98a3ae; --back: #14181d;
-  --panel: #1d232a; --nowhere: #343b43 } }
+  --panel: #1d232a; --host: #2d445c; --nowhere: #262c33; --asked: #f4f7f5 } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back);
   max-width: 1040px; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.7rem; margin: 0 } h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem }
-th { white-space: pre }
 h3 { font-size: .95rem; margin: .9rem 0 .2rem } p { margin: .4rem 0 } .dim { color: var(--dim) }
 .verdict { background: var(--panel); border-left: 4px solid var(--device); padding: .7rem 1rem;
   margin: 1.2rem 0 }
@@ -35,10 +35,12 @@ td, th { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(
 td:first-child, th:first-child { text-align: left } th { color: var(--dim); font-weight: 500 }
 svg { display: block; width: 100%; background: var(--panel); border-radius: 4px }
 .device { fill: var(--device) } .coming { fill: var(--coming) } .host { fill: var(--host) }
-.nowhere { fill: var(--nowhere) } .in { fill: var(--in) } .out { fill: var(--out) }
+.nowhere { fill: var(--nowhere) } .asked { fill: var(--asked) }
+.in { fill: var(--in) } .out { fill: var(--out) }
 .key span { display: inline-block; width: .8em; height: .8em; border-radius: 2px;
   margin: 0 .3em 0 1em } .key span:first-child { margin-left: 0 }
-.talk { columns: 2; column-gap: 2rem } .talk p { break-inside: avoid; margin: 0 0 .5rem }
+.wide { overflow-x: auto } .talk { columns: 2 20rem; column-gap: 2rem }
+.talk p { break-inside: avoid; margin: 0 0 .5rem }
 .talk b { font-weight: 600 } h3 .dim { font-weight: 400; margin-left: .6em }
 """
 
@@ -59,8 +61,9 @@ def write_report(
         f"<p class=verdict>{escape(verdict)}</p>",
         "<h2>What each policy took</h2>", _table(scores),
         "<h2>Where each agent's state lay</h2>",
-        "<p class=dim>A row an agent, a column a round; the wider, the longer the round took.</p>",
-        _key(_STATES), *(_heat_map(score.policy, log) for score in scores),
+        "<p class=dim>A row an agent, a column a round; the wider, the longer the round took. "
+        "An agent that was asked in a round has a mark at the beginning of it.</p>",
+        _key((*_STATES, "asked")), *(_heat_map(score.policy, log) for score in scores),
         "<h2>The link</h2><p class=dim>What moved in each round; one scale for all policies.</p>",
         _key(("in", "out")), *_links(scores, log),
         "<h2>Loads ahead of time</h2>", _prefetches(scores),
@@ -72,12 +75,13 @@ def write_report(
 
 
 def _table(scores: Sequence[PlayScore]) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in COLUMNS)
+    names = [name.replace("-\n", "").replace("\n", " ") for name in COLUMNS]  # on one line each
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
     rows = "".join(
         f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells(score, scores))}</tr>"
         for score in scores
     )
-    return f"<table><tr>{head}</tr>{rows}</table>"
+    return f"<div class=wide><table><tr>{head}</tr>{rows}</table></div>"
 
 
 def _key(names: Sequence[str]) -> str:
@@ -86,7 +90,8 @@ def _key(names: Sequence[str]) -> str:
 
 
 def _heat_map(policy: str, log: DemoLog) -> str:
-    """Agents by time; neighbours of a row that are alike are one rectangle."""
+    """Agents by time, with marks where they were asked; neighbours of a row that are alike are one
+    rectangle."""
     spans = [span for span in log.rounds if span.policy == policy]
     if not spans:
         return ""
@@ -104,6 +109,11 @@ def _heat_map(policy: str, log: DemoLog) -> str:
                     f"height={_CELL - 1} />"
                 )
                 start = column
+    drawn += [
+        f"<rect class=asked x={x:.1f} y={agent * _CELL} width={_MARK} height={_CELL - 1} />"
+        for x, span in zip(edges, spans, strict=False)  # the last edge begins none
+        for agent in span.asked
+    ]
     return f"{_heading(policy)}{_svg(num_agents * _CELL, drawn)}"
 
 
@@ -166,7 +176,7 @@ def _prefetches(scores: Sequence[PlayScore]) -> str:
         for score in scores
     )
     head = "<tr><th>policy<th>pages loaded ahead<th>used<th>still on their way<th>wasted</tr>"
-    return f"<table>{head}{rows}</table>"
+    return f"<div class=wide><table>{head}{rows}</table></div>"
 
 
 def _latencies(scores: Sequence[PlayScore]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import scalesim.village
@@ -109,7 +109,7 @@ class Stage:
         parts = parts_for(self.model, config, around=BlockingLink if blocks else None)
         link = innermost(parts.link)
         assert isinstance(link, CopyThreads), link
-        with Engine(parts) as engine:
+        with Engine(replace(parts, time_s=link.time_s)) as engine:
             village = Village(self.agents, self.seed)
             try:
                 yield Play(engine, link, village, policy, self.page_bytes, self.voices)

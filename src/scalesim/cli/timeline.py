@@ -31,7 +31,7 @@ def events(log: DemoLog, page_bytes: int) -> Iterator[TraceEvent]:
             yield _named(process, lane, "thread_name", name)
         for span in log.rounds:
             if span.policy == policy:
-                args = {"tick": span.tick, "asked": span.asked}
+                args = {"tick": span.tick, "asked": len(span.asked)}
                 name = f"tick {span.tick}"
                 yield _span(process, _ROUNDS, name, span.begin_s, span.end_s, args)
         samples = [sample for sample in log.samples if sample.policy == policy]

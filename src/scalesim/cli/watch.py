@@ -30,14 +30,15 @@ class LinkSample:
 
 @dataclass(frozen=True, slots=True)
 class RoundSpan:
-    """A round of a policy: when, in which tick, how many were asked, and where the state of each
-    agent lay at its end, by the names of ``scenery.MARKS``, in the village's order."""
+    """A round of a policy: when, in which tick, which agents were asked, by their place in the
+    village's order, and where the state of each agent lay at the end, in that order and by the
+    names of ``scenery.MARKS``."""
 
     begin_s: float
     end_s: float
     policy: str
     tick: int
-    asked: int
+    asked: tuple[int, ...]
     states: tuple[str, ...]
 
 
@@ -75,7 +76,7 @@ class DemoWatch:
         states = tuple(
             residency(views[name]) if name in views else "nowhere" for name in play.names
         )
-        asked = len(play.said) - before
+        asked = tuple(play.names.index(said.who) for said in play.said[before:])
         self.log.rounds.append(RoundSpan(begin, end, play.policy, tick, asked, states))
 
     def _sample_until(self, ended: threading.Event, play: Play) -> None:

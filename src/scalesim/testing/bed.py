@@ -9,8 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from scalesim.batch import Runner
-from scalesim.core import Bytes2D, Int64s
+from scalesim.core import AgentId, Bytes2D, Int64s
+from scalesim.memory.disk.slot_store import SlotStore
 from scalesim.memory.eviction.policies import Policy, policy_named
+from scalesim.memory.image import LiveBlocks, MemoryImage, image_of
 from scalesim.memory.links.link import Link, Timeline
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pools.page_access import ArrayPages, PageAccess
@@ -35,10 +37,15 @@ def hostile_link(device: Bytes2D, host: Bytes2D, timeline: Timeline, seed: int) 
     return HostileLink(device, host, timeline, seed=seed, max_ticket_pages=1 + seed % 2)
 
 
+TakeImage = Callable[[MemoryManager, Callable[[AgentId], bool]], tuple[MemoryImage, LiveBlocks]]
+"""Takes what ``image_of`` takes."""
+
+
 @dataclass(frozen=True)
 class Factories:
     """The makers of the parts under test. ``policy`` replaces a world's own; ``runner`` wraps the
-    tag runner; with ``watched``, a ``PageWatch`` sees every access."""
+    tag runner; with ``watched``, a ``PageWatch`` sees every access. ``store`` makes the slot store
+    of the disk, and ``look`` takes images of memory."""
 
     pool: MakePool = PagePool
     link: MakeLink = hostile_link
@@ -46,6 +53,8 @@ class Factories:
     memory: MakeMemory = MemoryManager
     runner: Callable[[Runner], Runner] = lambda runner: runner
     watched: bool = True
+    store: Callable[[Bytes2D], SlotStore] = ArraySlots
+    look: TakeImage = image_of
 
 
 OURS = Factories()
@@ -83,7 +92,7 @@ class Bed:
         self.disk = allocate_pages(max(1, disk_pages), page_bytes)
         self.timeline = Timeline()
         self.raw_link: Link = factories.link(self.device, self.host, self.timeline, seed)
-        self.store = ArraySlots(self.disk) if disk_pages else None
+        self.store = factories.store(self.disk) if disk_pages else None
         if disk_pages:
             assert self.hostile is not None, self.raw_link
             self.hostile.add_disk(self.disk)
@@ -110,6 +119,7 @@ class Bed:
             )
             self.link, self.runner = watch.link(self.raw_link), watch.runner(self.tags)
             self.pages, make_pool = watch.pages(self.pages), watch.pool(factories.pool)
+            self.store = None if self.store is None else watch.store(self.store)
         self.runner = factories.runner(self.runner)
         self.memory = factories.memory(
             block_size=block_size,

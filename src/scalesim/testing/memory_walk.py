@@ -56,6 +56,16 @@ OF_BLOBS: list[Act] = [
     (8, "use_blobs", some(AGENTS, 99)),
     (2, "fork", some(AGENTS, AGENTS)),
 ]
+OF_LASTING: list[Act] = [
+    (14, "idle", some(6)),
+    (6, "look", some()),
+    (6, "copy_blocks", some(30)),
+    (0.3, "read_slots", some()),
+    (1, "restart", some()),
+    (1, "turn_over", some(2 * AGENTS)),
+    (2, "fork_world", some()),
+    (1, "close_world", some()),
+]
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,7 @@ class MemoryWalk:
     def operations(self) -> list[Operation]:
         shape = self.shape
         acts = ACTS + OF_ADAPTERS * (shape.adapters > 0) + OF_BLOBS * (shape.blobs > 0)
+        acts += OF_LASTING * shape.lasting
         return [*drawn(acts, self.seed, self.steps), ("quiesce", ())]
 
     def world(self, factories: Factories = OURS) -> MemoryWorld:

@@ -16,6 +16,7 @@ from scalesim.batch import LaunchedStep
 from scalesim.core import Bytes2D, Int64s
 from scalesim.errors import StateError
 from scalesim.memory.audit.integrity import check_integrity
+from scalesim.memory.image import put_image
 from scalesim.memory.kinds import ValueForm
 from scalesim.memory.lease import AttachmentSpec
 from scalesim.memory.leases.adapters import AdapterContent, adapter_spec
@@ -26,6 +27,7 @@ from scalesim.testing.bed import OURS, Bed, Factories
 from scalesim.testing.contents import PageReader, Paths, adapter_bytes, check_adapter, digest_of
 from scalesim.testing.held import FlakySource, OpenLease, batch_of
 from scalesim.testing.tags import adapter_layout
+from scalesim.testing.world_snapshot import WorldSnapshot
 
 AGENTS = 5
 MAX_LEASES = 6
@@ -39,7 +41,9 @@ KINDS = ("own", "own", "own", "own", "extend", "repeat", "share", "template", "f
 class WorldShape:
     """The sizes of a world. ``host`` is the host pool's size as a share of the device pool's;
     ``disk`` is the same of the disk; ``adapters`` is the number of adapter names that come and go
-    and that requests use; ``blobs`` is the number of names under which agents keep state."""
+    and that requests use; ``blobs`` is the number of names under which agents keep state.
+    ``lasting``: a walk takes snapshots, goes on from them in memory that is made anew, and forks
+    all agents into a second world."""
 
     pages: int = 16
     host: float = 1.0
@@ -49,6 +53,7 @@ class WorldShape:
     adapters: int = 0
     disk: float = 0.0
     blobs: int = 0
+    lasting: bool = False
 
 
 @dataclass
@@ -62,9 +67,22 @@ class MemoryWorld:
     adapters: dict[int, tuple[int, int]] = field(default_factory=dict)  # name -> (tag, pages)
     broken: set[int] = field(default_factory=set)  # tags whose source cannot be read
     num_tags: int = 0
+    is_forked: bool = False  # whether agents from ``AGENTS`` on are those of a second world
+    snapshot: WorldSnapshot | None = None
     blobs: dict[int, dict[str, Bytes2D]] = field(default_factory=dict)  # agent -> name -> pages
 
     def __post_init__(self) -> None:
+        shape = self.shape
+        self._begin()
+        self.paths = Paths(shape.block_size)
+        self.sound: set[int] = set()
+        self.rng = random.Random(shape.seed)
+        self.templates = [self._random_tokens(shape.block_size * 2 + 1) for _ in range(3)]
+        private = max(1, shape.pages // 3) * shape.block_size
+        self.prefixes = [self._random_tokens(private) for _ in range(AGENTS)]
+
+    def _begin(self) -> None:
+        """Make memory, a runner and a link, with which nothing has happened yet."""
         shape = self.shape
         self.bed = Bed(
             self.factories,
@@ -81,23 +99,20 @@ class MemoryWorld:
             disk_pages=int(shape.pages * shape.disk),
         )
         self.manager = self.bed.memory
+        self.open_leases.clear()
         self.state = StateAccess(self.manager, self.bed.pages)
-        self.paths = Paths(shape.block_size)
         self.poisoned: set[int] = set()
-        self.sound: set[int] = set()
         self.flights: list[tuple[LaunchedStep, list[tuple[OpenLease, int]]]] = []
         self.copying: dict[tuple[int, int], int] = {}  # (step, index) -> page to be written
         self.num_launched = 0
-        self.rng = random.Random(shape.seed)
-        self.templates = [self._random_tokens(shape.block_size * 2 + 1) for _ in range(3)]
-        private = max(1, shape.pages // 3) * shape.block_size
-        self.prefixes = [self._random_tokens(private) for _ in range(AGENTS)]
 
     # -- requests -----------------------------------------------------------------------------
 
     def acquire(self, agent: int, kind: str, pick: int, length: int, spare: int) -> None:
         if len(self.open_leases) == MAX_LEASES:
             return
+        if self.is_forked and pick % 2:
+            agent = agent % AGENTS + AGENTS
         tokens = self.prompt(agent, kind, pick, length)
         tokens = tokens[: self.shape.pages * self.shape.block_size]
         use = self.adapter_spec(agent, pick, len(tokens))
@@ -134,10 +149,12 @@ class MemoryWorld:
         self.unload_adapter(name)
         self.num_tags += 1
         tag, count = self.num_tags, 1 + num_pages % max(1, self.shape.pages // 3)
-        pages = adapter_bytes(tag, count, self.bed.device.shape[1])
-        source = FlakySource(tag, pages, self.broken)
         self.adapters[name] = (tag, count)
-        layout = adapter_layout(tag, count)
+        self._add_adapter(tag, count)
+
+    def _add_adapter(self, tag: int, count: int) -> None:
+        pages = adapter_bytes(tag, count, self.bed.device.shape[1])
+        source, layout = FlakySource(tag, pages, self.broken), adapter_layout(tag, count)
         self.manager.add_adapter(
             AdapterContent(digest_of(tag), layout, count, None, source, pages if tag % 2 else None)
         )
@@ -234,7 +251,7 @@ class MemoryWorld:
         """The tokens of a prompt; ``kind`` tells how they are related to earlier requests."""
         fresh = self._random_tokens(length)
         if kind == "own":
-            return self.prefixes[agent] + fresh
+            return self.prefixes[agent % AGENTS] + fresh
         if kind == "template":
             return self.templates[pick % len(self.templates)] + fresh
         if kind == "fresh" or not self.history:
@@ -395,6 +412,68 @@ class MemoryWorld:
         self.blobs.clear()
         self._check_orphans(before)
 
+    def fork_world(self) -> None:
+        """Fork all agents into a second world, whose agents call from now on as well."""
+        if not self.is_forked:
+            self.is_forked = True
+            for agent in range(AGENTS):
+                self.fork(agent, agent + AGENTS)
+
+    def close_world(self) -> None:
+        """Forget the agents of the second world."""
+        self.is_forked = False
+        for agent in range(AGENTS, 2 * AGENTS):
+            self.forget_agent(agent)
+        left = set(self.manager.owners.agents) - set(range(AGENTS))
+        assert not left, f"{left} own what a closed world owned"
+
+    # -- snapshots ----------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """Begin a snapshot, unless one is under way: one look at memory."""
+        if self.snapshot is None:
+            self.snapshot = WorldSnapshot(*self.factories.look(self.manager, lambda id: True))
+
+    def copy_blocks(self, count: int) -> None:
+        """Copy the blocks of the next ``count`` segments of the snapshot, at whatever state memory
+        is in by now. What is on the disk is read later."""
+        if self.snapshot is not None:
+            while self.flights:  # such a copy waits for the device
+                self.collect()
+            self.snapshot.copy(count, self.bed)
+
+    def read_slots(self) -> None:
+        """Read what was on the disk when it was to be copied."""
+        if self.snapshot is not None:
+            self.snapshot.read()
+
+    def restart(self) -> None:
+        """Go on from the snapshot, or from this moment if there is none, in memory that is made
+        anew: all that came after it is lost. Not where agents keep state."""
+        if self.shape.blobs:
+            return
+        self.look()
+        self.copy_blocks(10**6)
+        self.read_slots()
+        assert self.snapshot is not None
+        image, pages = self.snapshot.image, self.snapshot.pages
+        self.snapshot = None
+        self.broken.clear()
+        self._begin()
+        for tag, count in self.adapters.values():
+            self._add_adapter(tag, count)
+        bed = self.bed
+        put_image(self.manager, image, lambda at, most: pages[at][:most], bed.pages, bed.store)
+        self.is_forked = not {agent.id for agent in image.agents} <= {*range(AGENTS)}
+
+    def turn_over(self, count: int) -> None:
+        """Forget all agents, and let ``count`` others speak who come into their places: pages on
+        every tier are others' soon after."""
+        self.forget_all()
+        for pick in range(count):
+            self.request(pick % AGENTS, "fresh", 3, 4 * self.shape.block_size, 0)
+            self.idle(2)
+
     def _check_orphans(self, before: set[Segment]) -> None:
         """Check that a segment without an owner stays only if it had none ``before``, or if it or a
         segment below it is in use."""
@@ -405,6 +484,13 @@ class MemoryWorld:
 
     def plan(self) -> None:
         self.manager.plan(0.0)
+
+    def idle(self, times: int) -> None:
+        """Nothing computes for a while: what is worth copying is copied."""
+        for _ in range(times):
+            self.plan()
+            self.land(12)
+            self.poll()
 
     def land(self, count: int) -> None:
         self.bed.move(count)

@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from scalesim.batch import Batch, LaunchedStep, Runner, StepOutput
-from scalesim.core import Bytes2D, Fence, Int64s
+from scalesim.core import Bytes2D, Fence, Int64s, TierName
+from scalesim.memory.disk.slot_store import SlotStore
 from scalesim.memory.links.link import WAYS, Copies, Link, LinkAround
 from scalesim.memory.pools.page_access import PageAccess, PoolName
 from scalesim.memory.pools.page_pool import MakePool, Pool
@@ -95,6 +96,9 @@ class PageWatch:
 
     def pages(self, access: PageAccess) -> WatchedPages:
         return WatchedPages(access, self)
+
+    def store(self, store: SlotStore) -> SlotStore:
+        return cast(SlotStore, WatchedStore(store, self))
 
     # -- steps --------------------------------------------------------------------------------
 
@@ -194,7 +198,7 @@ class PageWatch:
 
     # -- the host's own accesses --------------------------------------------------------------
 
-    def accesses(self, tier: PoolName, pages: Sequence[int], *, is_write: bool) -> None:
+    def accesses(self, tier: TierName, pages: Sequence[int], *, is_write: bool) -> None:
         self._host[HOST] += 1
         label = f"{'write' if is_write else 'read'} of {tier} pages {list(pages)}"
         if is_write:
@@ -295,3 +299,18 @@ class WatchedPages:
     def write(self, place: PoolName, pages: Sequence[int], rows: Bytes2D) -> None:
         self._watch.accesses(place, pages, is_write=True)
         self._access.write(place, pages, rows)
+
+
+class WatchedStore:
+    """A slot store whose writes from the host the watch sees. All else is delegated to the
+    store."""
+
+    def __init__(self, store: SlotStore, watch: PageWatch) -> None:
+        self._store, self._watch = store, watch
+
+    def write(self, slots: Sequence[int], pool: Bytes2D, pages: Sequence[int]) -> None:
+        self._watch.accesses("disk", slots, is_write=True)
+        self._store.write(slots, pool, pages)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)

@@ -23,6 +23,8 @@ from scalesim.village.prompts import Moment, answer, chat, greet, what_next
 MOST_TURNS = 6
 """Turns that a person remembers; at more, the older half is forgotten."""
 TALK_ROUNDS = 3
+ROUND_TICKS = 1 / TALK_ROUNDS
+"""What a round takes of its tick, by the village's clock."""
 REST_TICKS = 3
 """How long a person goes on with a task after a text that is no action."""
 
@@ -71,7 +73,8 @@ class Village:
     """The state of the village. ``round`` gives the questions of the next round, each independent
     of the others, ``hear`` takes the texts that answer them, and ``expected`` says when people will
     be asked next, as far as that is known. After an empty round, ``end_tick`` begins the next tick.
-    Everybody acts at tick 0, and is in the middle of that action."""
+    Everybody acts at tick 0, and is in the middle of that action. ``now`` is the tick, ``clock``
+    has the rounds too."""
 
     def __init__(self, agents: int = 64, seed: int = 0) -> None:
         draw = random.Random(seed)
@@ -84,11 +87,17 @@ class Village:
         self._round = 0
         self._talks: list[tuple[int, int]] = []  # (who speaks in the next round, to whom)
         self._said: dict[int, str] = {}  # the last words of those who talk
-        self._told: dict[int, int] = {}  # next uses as told last, in ticks from the beginning
+        self._told: dict[int, float] = {}  # next uses as told last
+        self._asked: list[Question] = []  # those of this round, until they are heard
 
     @property
     def moment(self) -> Moment:
         return Moment(self.now, weather(self.seed, self.now))
+
+    @property
+    def clock(self) -> float:
+        """When the next round is, in ticks from the beginning."""
+        return self.now + min(self._round, TALK_ROUNDS) * ROUND_TICKS
 
     def messages(self, question: Question) -> list[dict[str, str]]:
         """The chat that asks a question."""
@@ -97,6 +106,10 @@ class Village:
 
     def round(self) -> list[Question]:
         """The questions of the next round; empty when the tick is over."""
+        self._asked = self._next_round()
+        return self._asked
+
+    def _next_round(self) -> list[Question]:
         self._round += 1
         if self._round == 1:
             acts = [
@@ -121,14 +134,16 @@ class Village:
             else:
                 self._said[question.who] = text
         self._talks = [(other, one) for one, other in self._talks]
+        self._asked = []
 
-    def expected(self) -> dict[int, int]:
-        """The ticks until somebody is asked next, for those for whom that changed or who were asked
-        since: 0 in a talk."""
+    def expected(self) -> dict[int, float]:
+        """When people are asked next, in ticks from the beginning: of those for whom that changed,
+        or who were heard since. Between ``round`` and ``hear``, when those that are asked now are
+        asked again, at the earliest."""
         due = self._next_uses()
         changed = {who: at for who, at in due.items() if self._told.get(who) != at}
         self._told |= changed
-        return {who: at - self.now for who, at in changed.items()}
+        return changed
 
     def end_tick(self) -> None:
         self.now += 1
@@ -213,13 +228,21 @@ class Village:
                 self.people[met].last_talk = at
         return visits
 
-    def _next_uses(self) -> dict[int, int]:
+    def _next_uses(self) -> dict[int, float]:
         """When each person is asked next, in ticks from the beginning."""
-        rounds_left = TALK_ROUNDS - self._round
-        talking = {one for pair in self._talks for one in pair[: max(rounds_left, 0)]}
+        rounds_left = max(TALK_ROUNDS - self._round, 0)
+        talks = [(other, one) for one, other in self._talks] if self._asked else self._talks
+        talking = {
+            one: self.clock + later
+            for pair in talks
+            for one, later in zip(pair, (0.0, ROUND_TICKS)[:rounds_left], strict=False)
+        }
         over = self.now if self._round == 0 else self.now + 1  # this tick's arrivals have greeted
-        due = {index: max(person.free_at, self.now) for index, person in enumerate(self.people)}
+        due: dict[int, float] = {
+            index: max(person.free_at, self.now) for index, person in enumerate(self.people)
+        }
         for at, index, met in self._visits():
             if at >= over:
-                due[index], due[met] = min(due[index], at), min(due[met], at)
-        return due | dict.fromkeys(talking, self.now)
+                due[index], due[met] = min(due[index], at), min(due[met], at + ROUND_TICKS)
+        acting = {question.who: self.now + 1 for question in self._asked if question.kind == "act"}
+        return due | acting | talking

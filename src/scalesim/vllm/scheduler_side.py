@@ -117,7 +117,6 @@ class SchedulerSide:
         hint.tell(self.board, request.request_id)
         if expect:
             self.board.expect(expect)
-        self._requests[request.request_id] = OpenRequest(request.lora_request)
         if hint.agent is not None and (request.lora_request is not None or self.adapters):
             self.adapters.note(hint.agent, request.lora_request)
         self._use(request)
@@ -133,9 +132,15 @@ class SchedulerSide:
                 self.tier.device_changed(key)
         self._may_prefetch = True
 
+    def _known(self, request: Any) -> OpenRequest:
+        known = self._requests.get(request.request_id)
+        if known is None:
+            known = self._requests[request.request_id] = OpenRequest(request.lora_request)
+        return known
+
     def _use(self, request: Any) -> None:
         """The request uses the blocks of its tokens so far, those of all cache groups."""
-        keys, hashes = self._requests[request.request_id].keys, request.block_hashes
+        keys, hashes = self._known(request).keys, request.block_hashes
         count = len(self._groups)
         named = len(keys) // count
         if named and (named > len(hashes) or not keys[-1].startswith(hashes[named - 1])):
@@ -152,20 +157,20 @@ class SchedulerSide:
         again would be loaded twice."""
         if not self._loading:
             return False
-        return any(key in self._loading for key in self._requests[request.request_id].keys)
+        return any(key in self._loading for key in self._known(request).keys)
 
     def matched(self, request: Any, on_device: int, on_host: int | None) -> None:
         """So many tokens of the request were found, behind each other."""
         if on_host is None:
             return
-        known = self._requests[request.request_id]
+        known = self._known(request)
         held = on_device // self._pool.hash_block_size * len(self._groups)
         known.held = held if known.held is None else min(held, known.held)
         known.found = on_device, on_host
 
     def admitted(self, request: Any) -> None:
         """The request has its blocks."""
-        known = self._requests[request.request_id]
+        known = self._known(request)
         if known.counted or known.found is None:  # a preempted one comes again
             return
         known.counted = True

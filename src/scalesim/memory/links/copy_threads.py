@@ -126,6 +126,12 @@ class CopyThreads:
                 self._paused_at_s = None
                 self._changed.notify_all()
 
+    def time_s(self) -> float:
+        """Seconds on the link's clock, which stands still while the link is paused."""
+        with self._changed:  # the two belong together
+            now_s = time.perf_counter() if self._paused_at_s is None else self._paused_at_s
+            return now_s - self._pauses_s
+
     def close(self) -> None:
         with self._changed:
             self._closed = True
@@ -151,7 +157,7 @@ class CopyThreads:
             if not self._reaches(job.after):
                 return
             error: Exception | None = None
-            start = self._now_s()
+            start = self.time_s()
             with Foreign() as raised:
                 self.copy(job.copies)
             if raised.error is not None:
@@ -160,7 +166,7 @@ class CopyThreads:
             with self._changed:
                 if self._bandwidth is not None:
                     self._sleep_until(start + job.num_bytes / self._bandwidth)
-                seconds = self._now_s() - start
+                seconds = self.time_s() - start
                 queue.queued_bytes -= job.num_bytes
                 if error is None:
                     self._rates[direction] += _WEIGHT * (
@@ -178,14 +184,8 @@ class CopyThreads:
                 return False
         return True
 
-    def _now_s(self) -> float:
-        """Seconds on a clock that stands still while the link is paused."""
-        with self._changed:  # the two belong together
-            now_s = time.perf_counter() if self._paused_at_s is None else self._paused_at_s
-            return now_s - self._pauses_s
-
     def _sleep_until(self, end_s: float) -> None:
         """Sleep until ``end_s`` on the link's clock, or until the link closes."""
         with self._changed:
-            while not self._closed and (left_s := end_s - self._now_s()) > 0.0:
+            while not self._closed and (left_s := end_s - self.time_s()) > 0.0:
                 self._changed.wait(left_s if self._paused_at_s is None else None)
