@@ -95,8 +95,8 @@ def test_the_arms_take_each_round_in_turn(
 def test_an_arm_stands_still_while_others_play(
     village_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing computes or copies for it, and its clock stands still: what it has begun to load waits
-    for its next round."""
+    """Nothing computes or copies for it, and its clock stands still: what it has begun to load
+    waits for its next round."""
     left: dict[str, tuple[int, float, dict[str, int]]] = {}
     plays: list[Play] = []
     original, opened = play.Play.round, Play.__init__

@@ -35,6 +35,7 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
         "hardware": NAME, "link": SHARE, "threads": (*NUMBER, "100000"),
         "voices": FLAG, "report": ("", ".", "no/such/folder/x"),
         "timeline": ("", ".", "no/such/folder/x"),
+        "picture": ("", ".", "no/such/folder/x"),
     },
     "doctor": {
         "model": ("no/such/folder", "", "a\0b", "."), "device": NAME, "json": FLAG,

@@ -76,6 +76,23 @@ def test_damage_is_seen(tmp_path: Path) -> None:
     files.close()
 
 
+def test_a_copy_is_of_what_has_the_checksum_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As is asked by a snapshot, which reads after it has looked: over the borders of files, where
+    a slot was written again, and when the files are closed."""
+    monkeypatch.setattr(slot_files, "FILE_BYTES", 3 * BLOCK_BYTES)
+    files, source = SlotFiles(tmp_path, 256, 8), pool(9, 256, 5)
+    files.write(range(8), source, range(8))
+    asked = files.checksums(range(8))
+    files.write([2], source, [8])
+    rows, sound = files.copy(range(8), asked)
+    assert sound == [slot != 2 for slot in range(8)]
+    assert (rows[3:] == source[3:8]).all() and (rows[:2] == source[:2]).all()
+    files.close()
+    assert files.copy(range(8), asked)[1] == [False] * 8
+
+
 def test_a_folder_is_of_one_engine(tmp_path: Path) -> None:
     (tmp_path / "slots-00007").write_bytes(b"left by a process that was killed")
     first = SlotFiles(tmp_path, 64, 4)

@@ -102,6 +102,20 @@ def test_damage_is_a_miss(store: SlotObjects, harm: Harm) -> None:
     assert (target == before).all()
     store.read([0, 3], target, [1, 2])
     assert (target[[1, 2]] == source[[0, 3]]).all()
+    store.close()
+    assert not remote.store
+
+
+def test_a_copy_is_of_what_has_the_checksum_asked_for(store: SlotObjects) -> None:
+    """As is asked by a snapshot, which reads after it has looked."""
+    source = pool(5, 8)
+    store.write(range(4), source, range(4))
+    asked = store.checksums(range(4))
+    store.write([1], source, [4])
+    Remote().rm_file(object_of(3))
+    rows, sound = store.copy(range(4), asked)
+    assert sound == [True, False, True, False]
+    assert (rows[[0, 2]] == source[[0, 2]]).all()
 
 
 def test_more_than_was_written_is_not_read(store: SlotObjects) -> None:

@@ -94,6 +94,7 @@ def test_adapters_leave_by_next_use() -> None:
     ahead = played("ahead of adapters", "cycle", **few)
     assert lru["texts"] == ours["texts"] == ahead["texts"]
     assert lru["adapter_loads"] == 4 * AGENTS
-    assert ours["adapter_loads"] <= 0.65 * lru["adapter_loads"]
-    assert ahead["adapter_loads"] <= 0.65 * lru["adapter_loads"]
-    assert ahead["counts"]["prefetched_adapters"] >= 0.9 * (ahead["adapter_loads"] - 6)
+    assert ours["adapter_loads"] <= 0.7 * lru["adapter_loads"]
+    assert ahead["adapter_loads"] <= 0.7 * lru["adapter_loads"]
+    # of an agent's first call nothing is known, though another has the same adapter
+    assert ahead["counts"]["prefetched_adapters"] >= 0.5 * ahead["adapter_loads"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.plugin_vllm import groups_of
 from scalesim.replay.bound import Access, belady_loads, reads_again
 from tests.vllm.world import Running, World, use_doubles
 
@@ -19,18 +20,24 @@ def doubles(monkeypatch: pytest.MonkeyPatch) -> None:
     use_doubles(monkeypatch)
 
 
-def own(agent: int) -> list[bytes]:
-    return [f"{agent}/{depth}".encode() for depth in range(OWN)]
+def own(agent: int, size: int = OWN) -> list[bytes]:
+    return [f"{agent}/{depth}".encode() for depth in range(size)]
 
 
-def play(world: World, calls: list[int], *, told: bool = True) -> list[int]:
+def play(
+    world: World, calls: list[int], *, told: bool = True, size: int = OWN, looked_at: bool = True
+) -> list[int]:
     """One call after the other, ``told`` truly when each agent calls next; the blocks that each
-    finds."""
+    finds. ``size``: blocks of an agent. Memory is ``looked_at`` after each call."""
     hits = []
+    following: dict[int, float] = {}
+    nexts = []
+    for now in reversed(range(len(calls))):
+        nexts.append(following.get(calls[now], 1e6))
+        following[calls[now]] = float(now)
     for now, agent in enumerate(calls):
-        later = calls[now + 1 :]
-        soon = now + 1 + later.index(agent) if agent in later else 1e6
-        prompt = [*own(agent), f"new {now}".encode()]
+        soon = nexts[-1 - now]
+        prompt = [*own(agent, size), f"new {now}".encode()]
         said = {"now": now, "next": soon} if told else {}
         request = world.arrive(f"r{now}", agent, prompt, **said)
         before = world.device_hits + world.host_hits
@@ -43,16 +50,17 @@ def play(world: World, calls: list[int], *, told: bool = True) -> list[int]:
         world.step()
         world.finish(running)
         world.settle()
-        world.check()
+        if looked_at:
+            world.check()
     return hits
 
 
-def best(calls: list[int], capacity: int) -> list[int]:
+def best(calls: list[int], capacity: int, size: int = OWN) -> list[int]:
     """The blocks that each call could find at most."""
     accesses = []
     for now, agent in enumerate(calls):
-        pages = tuple(agent * OWN + depth for depth in range(OWN))
-        accesses.append(Access((*pages, 10**6 + now), OWN))
+        pages = tuple(agent * size + depth for depth in range(size))
+        accesses.append(Access((*pages, 10**6 + now), size))
     again = [len(pages) for pages in reads_again(accesses)]
     return [one - lost for one, lost in zip(again, belady_loads(accesses, capacity), strict=True)]
 
@@ -81,6 +89,20 @@ def test_both_tiers_find_nearly_what_belady_finds(
     stats = world.side.stats()
     assert stats["device_hit_tokens"] == 16 * world.device_hits
     assert stats["requests"] == len(calls)
+
+
+@pytest.mark.parametrize("order", ["cycle", "permutations", "w1"])
+def test_two_hundred_agents_find_nearly_what_belady_finds(order: str) -> None:
+    """Over all calls, those too before it is learned what of a prompt comes again."""
+    agents, size, rounds = 200, 8, 1 if order == "w1" else 4
+    groups = groups_of(order, agents, rounds, together=1, seed=0)
+    calls = [agent for group in groups for agent, _, _ in group]
+    device, host = agents // 4 * size + 3, agents // 2 * size
+    world = World(device, host, prefetch_agents=2)
+    hits = play(world, calls, size=size, looked_at=False)
+    world.check()
+    assert sum(hits) >= 0.95 * sum(best(calls, device + host, size))
+    assert world.host_hits < 0.05 * world.device_hits
 
 
 def test_without_hints_next_calls_are_learned() -> None:

@@ -95,9 +95,10 @@ class SlotObjects:
         return rows, sound
 
     def close(self) -> None:
-        """Remove the objects."""
+        """Remove the objects, of which some may be gone."""
+        written = {self._path(slot) for slot in self._written}
         with suppress(Exception):
-            self._remove([self._path(slot) for slot in sorted(self._written)])
+            self._remove([path for path in self._left() if path in written])
 
     def _path(self, slot: int) -> str:
         return f"{self._prefix}/slots-{slot:010d}"
