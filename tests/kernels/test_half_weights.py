@@ -35,9 +35,7 @@ def in_bf16(*shape: int, seed: int = 0) -> Tensor:
 
 
 def num_bytes(packed: Tensor) -> int:
-    if packed.is_mkldnn:
-        return int(torch.ops.mkldnn._nbytes(packed))
-    return packed.numel() * packed.element_size()
+    return packed.numel() * packed.dtype.itemsize
 
 
 def test_half_of_the_bytes_where_nothing_is_lost(kernels: KernelSet) -> None:
