@@ -76,6 +76,8 @@ def named_in(tree: ast.AST) -> Iterator[tuple[str, str]]:
         called = call.func.id if isinstance(call.func, ast.Name) else called
         if called in TAKES_MODEL and call.args:
             yield from (("model", name) for name in strings(call.args[0]))
+        if called == "add_model" and len(call.args) > 1:  # engine.add_model(name, folder)
+            yield from (("model", name) for name in strings(call.args[1]))
         if called == "add" and len(call.args) > 1:  # engine.adapters.add(name, folder)
             yield from (("adapter", name) for name in strings(call.args[1]))
         for keyword in call.keywords:

@@ -150,8 +150,9 @@ class Engine(AgentWorld):
         return self._loop.stats.with_memory(self.parts.memory)
 
     def add_model(self, name: str, path: str | Path, *, dummy_weights: bool = False) -> None:
-        """Let agents run on a further model, in a Hugging Face folder or by its hub id:
-        ``engine.agent(id, model=name)``. Settings, such as the dtype, are the engine's.
+        """Let agents run on a further model, ``path``, which is a Hugging Face folder or hub id:
+        ``engine.agent(id, model=name)``. Settings, such as the dtype, are the engine's, but for
+        ``dummy_weights``: random ones, other ones for each model that is added.
 
         Its weights lie in the engine's pools, on pages like KV, and are moved by the soonest next
         use of its agents: more models than fit on the device can serve. Weights that are on no tier
