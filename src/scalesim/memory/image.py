@@ -297,7 +297,7 @@ def _put_segment(
     if tier.name != "disk":
         access.write(tier.name, pages, rows)
     elif store is not None and not _is_written(store, pages, rows):
-        tier.pool.free(pages)
+        memory.residency.drops.free(tier, pages)
         return 0
     if is_partial:
         agent = image.agents[found.partial_of].id

@@ -22,7 +22,6 @@ from torch import Tensor
 from scalesim.core import Bytes2D
 from scalesim.errors import WeightsError
 from scalesim.memory.links.link import PageSource
-from scalesim.memory.tree.page_runs import PageRuns
 from scalesim.model.checkpoint.config import ModelConfig
 from scalesim.model.checkpoint.weights import Weights, assemble, expected_shapes
 from scalesim.model.layers.decoder import ForwardContext
@@ -59,9 +58,9 @@ class WeightLayout:
         return found
 
     @cached_property
-    def runs(self) -> PageRuns:
+    def runs(self) -> tuple[int, ...]:
         """The pages of each part."""
-        return PageRuns(-(-ends[-1] // self.page_bytes) for ends in self._places)
+        return tuple(-(-ends[-1] // self.page_bytes) for ends in self._places)
 
     def pack(self, weights: Weights) -> Bytes2D:
         """``weights`` as pages, uint8 ``[num_pages, page_bytes]``."""

@@ -14,7 +14,7 @@ changes no text.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 
 from scalesim.core import Bytes2D
 from scalesim.errors import ConfigError
+from scalesim.foreign import Foreign, words_of
 from scalesim.memory.disk.slot_store import BadSlotError, checksum
 
 _NAME = re.compile(r"slots-\d{10}")
@@ -40,17 +41,18 @@ class SlotObjects:
         import fsspec  # a fifth of a second, for those who have a store
 
         options = {"auto_mkdir": True} if url.startswith(("file:", "local:")) else {}
-        try:
+        with Foreign() as raised:
             self._store: Any
             self._store, prefix = fsspec.url_to_fs(url, use_listings_cache=False, **options)
             self._prefix = prefix.rstrip("/")
             self._store.pipe_file(self._path(0), b"")
             self._remove(self._left())
-        except Exception as error:
+        if raised.error is not None:
             raise ConfigError(
-                f"disk={url!r} is no place that objects can be written to ({error!r:.300}); give "
-                "another one, or what it needs: a package, a bucket, credentials"
-            ) from error
+                f"disk={url!r} is no place that objects can be written to "
+                f"({words_of(raised.error):.300}); give another one, or what it needs: a package, "
+                "a bucket, credentials"
+            ) from raised.error
 
     def write(self, slots: Sequence[int], pool: Bytes2D, pages: Sequence[int]) -> None:
         """Write ``pages`` of ``pool`` ``[num_pages, page_bytes]`` to ``slots``, pairwise. Raises
@@ -58,10 +60,7 @@ class SlotObjects:
         rows = [pool[page].tobytes() for page in pages]
         self._sums[list(slots)] = [checksum(row) for row in rows]
         self._written.update(slots)
-        try:
-            self._store.pipe(dict(zip(map(self._path, slots), rows, strict=True)))
-        except Exception as error:
-            raise self._failed(error) from error
+        self._ask(self._store.pipe, dict(zip(map(self._path, slots), rows, strict=True)))
 
     def read(self, slots: Sequence[int], pool: Bytes2D, pages: Sequence[int]) -> None:
         """Read ``slots`` into ``pages`` of ``pool`` ``[num_pages, page_bytes]``, pairwise. Raises
@@ -97,7 +96,7 @@ class SlotObjects:
     def close(self) -> None:
         """Remove the objects, of which some may be gone."""
         written = {self._path(slot) for slot in self._written}
-        with suppress(Exception):
+        with Foreign():
             self._remove([path for path in self._left() if path in written])
 
     def _path(self, slot: int) -> str:
@@ -106,11 +105,17 @@ class SlotObjects:
     def _read(self, slots: Sequence[int]) -> list[Any]:
         """The content of each of ``slots``, or the error of its reading. Raises ``OSError``."""
         paths = [self._path(slot) for slot in slots]
-        try:
-            found: list[Any] = self._store.cat_ranges(paths, 0, self.page_bytes, on_error="return")
-        except Exception as error:
-            raise self._failed(error) from error
+        found: list[Any] = self._ask(
+            self._store.cat_ranges, paths, 0, self.page_bytes, on_error="return"
+        )
         return found
+
+    def _ask(self, call: Callable[..., Any], *values: Any, **options: Any) -> Any:
+        """What the store's client gives. Raises ``OSError`` whatever the client raises."""
+        with Foreign() as raised:
+            return call(*values, **options)
+        assert raised.error is not None
+        raise self._failed(raised.error) from raised.error
 
     def _left(self) -> list[str]:
         """The objects under the prefix that have names of slots."""

@@ -37,7 +37,7 @@ class WeightsContent:
     already."""
 
     digest: bytes
-    runs: PageRuns
+    runs: tuple[int, ...]
     source: PageSource
     pages: Bytes2D | None = None
 
@@ -66,7 +66,7 @@ class WeightPages:
         if content.digest in self._root.children:
             return
         segment = self._residency.tree.insert_attachment(self._root, content.digest)
-        segment.read_from(content.source, content.num_pages, content.runs)
+        segment.read_from(content.source, content.num_pages, PageRuns(content.runs))
         if content.pages is not None:
             self._residency.start_fill(segment, InMemorySource(content.pages))
         self._residency.ranking.refresh(segment)
