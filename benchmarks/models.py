@@ -118,7 +118,7 @@ class Arm:
     engine: Engine
     rounds: list[float] = field(default_factory=list)  # seconds
     latencies: list[float] = field(default_factory=list)
-    num_waited: int = 0
+    num_demanded: int = 0
     num_calls: int = 0
     texts: list[tuple[int, ...]] = field(default_factory=list)
 
@@ -210,7 +210,7 @@ def play(arm: Arm, order: str, agents: int, ticks: int, number: int) -> None:
         arm.num_calls += agents
     if number:
         arm.rounds.append(time.perf_counter() - start)
-    arm.num_waited += engine.parts.memory.counters.demand_loads - before
+    arm.num_demanded += engine.parts.memory.counters.demand_loads - before
 
 
 def prompt_of(model: int, agent: int) -> list[int]:
@@ -229,10 +229,10 @@ def show(
         p95 = float(np.percentile(arm.latencies, 95))
         rows.append([
             policy, f"{rates[policy]:.1f}", f"{rates[policy] / rates['resident']:.2f}",
-            f"{100 * arm.num_waited / arm.num_calls:.0f} %", f"{1e3 * p95:.0f}",
+            f"{arm.num_demanded / arm.num_calls:.2f}", f"{1e3 * p95:.0f}",
             f"{counters.loaded_pages + counters.read_pages}", f"{counters.compacted_pages}",
         ])  # fmt: skip
-    columns = ["policy", "turns/s", "÷ resident", "calls that waited", "latency p95, ms",
+    columns = ["policy", "turns/s", "÷ resident", "loads waited for, a call", "latency p95, ms",
                "pages loaded", "moved"]  # fmt: skip
     report.tables.append(
         table(f"{NUM_MODELS} models in memory for {IN_MEMORY}: {title}", columns, rows)
