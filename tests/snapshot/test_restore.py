@@ -177,15 +177,20 @@ def test_calls_that_are_open_are_made_again(tmp_path: Path) -> None:
 
 
 def test_the_open_tick_is_asked_anew(tmp_path: Path) -> None:
-    with Engine(parts()) as engine:
+    with Engine(parts()) as engine:  # its steps are driven here, so that the call stays open
         agent = engine.agent("ada")
-        request = agent.request([1, 2, 3], max_tokens=6, temperature=1.0)
         engine.tick()
-        first = engine.run([request])  # in the tick in which the snapshot is taken, while
-        stream = engine.stream(agent.request([5] * 9, max_tokens=40))  # a call is open
-        next(iter(stream))
+        call = engine.submit(agent.request([1, 2, 3], max_tokens=6, temperature=1.0))
+        while not call.done:
+            engine.step()
+        first = [call.result()]  # in the tick in which the snapshot is taken, while
+        other = engine.submit(agent.request([5] * 9, max_tokens=40))  # a call is open
+        engine.step()
         engine.snapshot(tmp_path)
-        stream.close()
+        assert not other.done
+        engine.cancel(other)
+        while not other.done:
+            engine.step()
         engine.snapshot(tmp_path / "closed")
     with Engine.restore(tmp_path, parts()) as engine:
         request = engine.agent("ada").request([1, 2, 3], max_tokens=6, temperature=1.0)
