@@ -191,6 +191,23 @@ def test_weights_leave_and_come_back() -> None:
         assert engine.parts.memory.counters.demand_loads >= 6
 
 
+def test_files_that_change_end_the_calls_that_need_them(tmp_path: Path) -> None:
+    """Weights that are nowhere else are read again: other content is refused, and nobody else's
+    calls are touched."""
+    where = write_dummy_model(tmp_path / "model", SHAPES["qwen"], seed=1)
+    with engine_with("llama", device_pages=60, host_pages=0, policy="lru-recompute") as engine:
+        engine.add_model("own", where)
+        said = engine.agent("a", model="own").generate([1, 2, 3], **GREEDY).token_ids
+        write_dummy_model(where, SHAPES["qwen"], seed=2)
+        other = engine.agent("b", model="llama")
+        assert other.generate([1, 2, 3], **GREEDY).token_ids  # displaces them
+        with pytest.raises(ModelError, match="files changed"):
+            engine.agent("a").generate([1, 2, 3], **GREEDY)
+        assert other.generate([1, 2, 3], **GREEDY).token_ids
+        write_dummy_model(where, SHAPES["qwen"], seed=1)
+        assert engine.agent("a").generate([1, 2, 3], **GREEDY).token_ids == said
+
+
 def test_an_agent_changes_its_model() -> None:
     with engine_with("llama", "qwen") as engine:
         said = {

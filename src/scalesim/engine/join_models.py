@@ -6,10 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import xxhash
 
 from scalesim.config import EngineConfig
 from scalesim.errors import AdapterError, ModelError
@@ -79,10 +78,10 @@ class JoinModels:
                 "most: raise device_memory, or take a smaller model"
             )
         pages = layout.pack(_weights_of(loaded))
-        digest = digest_of(pages)
+        digest = digest_of(layout, pages)
         source = WeightsSource(layout, lambda: _weights_of(load()), digest, name)
         facts = repr((shape, layout.dtype, geometry, self.config.reproducible)).encode()
-        mark = b"model:" + xxhash.xxh3_128_digest(facts + digest)
+        mark = b"model:" + blake2b(facts + digest, digest_size=16).digest()
         model_len = min(self.max_len, shape.max_position)
         text = self.make_text(loaded, model_len, (self.num_pages - num_pages) * self.block_size)
         adapters = AdapterFolders(shape, layout.dtype, self.page_bytes, LayoutTable())

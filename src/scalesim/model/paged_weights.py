@@ -11,16 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 from scalesim_kernels import KernelSet
 from torch import Tensor
 
 from scalesim.core import Bytes2D
-from scalesim.errors import WeightsError
+from scalesim.errors import ModelError, ScaleSimError
 from scalesim.memory.links.link import PageSource
 from scalesim.model.checkpoint.config import ModelConfig
 from scalesim.model.checkpoint.weights import Weights, assemble, expected_shapes
@@ -131,7 +131,8 @@ class PagedModel:
 
 @dataclass(frozen=True)
 class WeightsSource(PageSource):
-    """A page source: ``load`` gives a model's weights again, which must be what they were."""
+    """A page source: ``load`` gives a model's weights again, which must be what they were.
+    Reading raises ``ModelError`` otherwise."""
 
     layout: WeightLayout
     load: Callable[[], Weights]
@@ -139,15 +140,24 @@ class WeightsSource(PageSource):
     name: str
 
     def read(self) -> Bytes2D:
-        pages = self.layout.pack(self.load())
-        if digest_of(pages) != self.digest:
-            raise WeightsError(f"model {self.name}: its files changed since it was added")
+        try:
+            pages = self.layout.pack(self.load())
+        except ScaleSimError as error:
+            raise ModelError(f"model {self.name} cannot be read again: {error}") from error
+        if digest_of(self.layout, pages) != self.digest:
+            raise ModelError(
+                f"model {self.name}: its files changed since it was added; put them back, or add "
+                "the model under another name"
+            )
         return pages
 
 
-def digest_of(pages: Bytes2D) -> bytes:
-    """The digest of packed weights: 16 bytes."""
-    return xxhash.xxh3_128_digest(pages.data)
+def digest_of(layout: WeightLayout, pages: Bytes2D) -> bytes:
+    """The digest of packed weights, 16 bytes: cryptographic, since a folder may come from
+    anybody."""
+    state = blake2b(repr(layout.runs).encode(), digest_size=16)
+    state.update(pages.data)
+    return state.digest()
 
 
 def _parts(weights: Weights) -> Iterator[list[Tensor]]:

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import xxhash
 
 from scalesim.checks import flag, instance, number, path_of, shown, text
 from scalesim.core import AgentId, Int32s
@@ -48,7 +48,7 @@ class AdapterHome(NamedTuple):
         """``content`` under a digest that no other model's adapter has."""
         if not self.mark:
             return content
-        digest = xxhash.xxh3_128_digest(self.mark + content.digest)
+        digest = blake2b(self.mark + content.digest, digest_size=16).digest()
         return replace_fields(content, digest=digest)
 
 
