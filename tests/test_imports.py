@@ -121,7 +121,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scalesim.memory.tiers": TREE,
     "scalesim.memory.eviction": (*TREE, "scalesim.memory.tiers"),
     "scalesim.memory.transfers": TREE,
-    "scalesim.memory.compaction": TREE,
+    "scalesim.memory.compaction": (*BELOW, "scalesim.memory.drops"),
     "scalesim.memory.drops": BELOW,
     "scalesim.memory.room": (*BELOW, "scalesim.memory.drops"),
     "scalesim.memory.disk": (*MEMORY, "scalesim.memory.links", "scalesim.memory.pools"),

@@ -14,7 +14,8 @@ from typing import TypeAlias
 import numpy as np
 
 from scalesim.memory.counters import Counters
-from scalesim.memory.pools.page_pool import Pool
+from scalesim.memory.drops import Drops
+from scalesim.memory.tiers import Tier
 from scalesim.memory.tree.prefix_tree import PrefixTree
 from scalesim.memory.tree.segment import Segment
 
@@ -25,12 +26,14 @@ _FIXED = 1 << 40  # more than any number of pages
 
 
 class Compaction:
-    """Finds and makes runs in the device ``pool``. Without ``move``, runs are only found."""
+    """Finds and makes runs in the pool of ``device``. Without ``move``, runs are only found."""
 
     def __init__(
-        self, tree: PrefixTree, pool: Pool, counters: Counters, move: MovePages | None
-    ) -> None:
-        self.tree, self._pool, self._counters, self._move = tree, pool, counters, move
+        self, tree: PrefixTree, device: Tier, drops: Drops, counters: Counters,
+        move: MovePages | None,
+    ) -> None:  # fmt: skip
+        self.tree, self._device, self._drops = tree, device, drops
+        self._pool, self._counters, self._move = device.pool, counters, move
 
     def take_run(self, length: int, held: Collection[Segment] = ()) -> list[int] | None:
         """Allocate ``length`` consecutive pages; as many are free in all. The segments ``held`` are
@@ -58,6 +61,8 @@ class Compaction:
         for source, target in zip(in_use, targets, strict=True):
             segment, block = places[source]
             segment.move_page("device", block, target)
+        self._drops.free(self._device, in_use)  # a step that was launched may still read them:
+        self._pool.claim(in_use)  # they have its fence now, for which a load waits
         self._counters.compacted_pages += len(in_use)
 
     def movable(self, held: Collection[Segment]) -> dict[int, tuple[Segment, int]]:

@@ -64,7 +64,7 @@ class Residency:
         self.room = Room(ranking, self.drops, tiers, timing)
         self.tiers, self.link, self.page_bytes = tiers, link, page_bytes
         self.device, self.host = tiers.device.pool, tiers.host.pool
-        self.compaction = Compaction(tree, self.device, counters, move_pages)
+        self.compaction = Compaction(tree, tiers.device, self.drops, counters, move_pages)
         self.counters, self.timing = counters, timing
         self.policy = policy = ranking.policy
         self.load_or_recompute = LoadOrRecompute(
