@@ -85,6 +85,7 @@ class SchedulerSide:
         self._requests: dict[str, OpenRequest] = {}
         self.adapters = AgentAdapters(self.board)
         self._may_prefetch = False  # something changed since loads were planned last
+        self._lacks_room = False  # these left something out
         if settings.learn:
             self.board.listen(Learned())
 
@@ -128,8 +129,7 @@ class SchedulerSide:
         self.board.end(request.request_id)
         known = self._requests.pop(request.request_id)
         if self.tier is not None and known.held is not None:
-            for key in known.keys[known.held :]:
-                self.tier.device_changed(key)
+            self.tier.device_changed(known.keys[known.held :])
         self._may_prefetch = True
 
     def _known(self, request: Any) -> OpenRequest:
@@ -256,8 +256,9 @@ class SchedulerSide:
         tier = self.tier
         lost = {key: block for key, block in evicted.items() if not self._on_device(key)}
         if tier is not None:
-            for key in [key for key in lost if key in tier.chunks]:
-                tier.device_changed(key)
+            there = [key for key in lost if key in tier.chunks]
+            tier.device_changed(there)
+            for key in there:
                 del lost[key]
             for group in self._groups:
                 keys = [key for key in lost if lost[key] is not None and group_of(key) == group]
@@ -289,7 +290,7 @@ class SchedulerSide:
         displaces nothing that is used sooner. Again when something has changed."""
         if not self._wants_prefetch():
             return
-        self._may_prefetch = False
+        self._may_prefetch = self._lacks_room = False
         assert self.tier is not None and self._queue is not None
         for owner in self.board.soonest(self.settings.prefetch_agents):
             keys = self._missing(owner.expected)
@@ -301,6 +302,7 @@ class SchedulerSide:
             for group in self._groups:
                 self._load(meta, [key for key in keys[:room] if group_of(key) == group])
             if room < len(keys):
+                self._lacks_room = True
                 return
 
     def _missing(self, path: Sequence[Any]) -> list[Any]:
@@ -338,4 +340,4 @@ class SchedulerSide:
                 cache_block(self._pool, block, key, num_tokens)
             self.manager.complete_load(copy.keys, copy.context)
         self._pool.free_blocks(reversed(copy.blocks))
-        self._may_prefetch = True
+        self._may_prefetch = self._may_prefetch or self._lacks_room
