@@ -117,8 +117,9 @@ def introduction(stage: Stage, options: DemoOptions) -> str:
         f"[bold]{options.agents} agents live in a village.[/] Each owns about "
         f"{amount(stage.state_bytes / options.agents)} of KV, {amount(stage.state_bytes)} in all; "
         f"the device pool holds {amount(pool)}, the state of {options.resident} agents. An agent "
-        "is asked when a task of its plan ends or somebody is met; the engine is told how far off "
-        f"that is. A model of {stage.num_params / 1e6:.1f} M parameters speaks, and what it says "
+        "is asked when a task of its plan ends or somebody is met. How far off that is, its "
+        "invocation distance, is told to the engine, and the policy deadline goes by it. "
+        f"A model of {stage.num_params / 1e6:.1f} M parameters speaks, and what it says "
         f"decides what happens next. {voices}{stage.pace}\n"
     )
 
