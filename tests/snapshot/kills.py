@@ -1,4 +1,5 @@
-"""Runs of the program that are killed and go on: nothing torn, nothing wrong, one tick repeated."""
+"""Runs of the program that are killed and go on: nothing torn, no wrong text or value, one tick
+repeated."""
 
 from __future__ import annotations
 

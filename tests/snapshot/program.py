@@ -2,8 +2,8 @@
 snapshot after each tick, and goes on from the newest; killed by SIGKILL at its ``KILL_AT``-th call
 of a function, on whatever thread, or never (0).
 
-It prints how many calls it made. A line of ``LOG`` is a tick: its number, what was said, and what
-was damaged in the snapshot that the program began from.
+Agents keep values, which are compared after each restore. The program prints how many calls it
+made. A line of ``LOG`` is a tick: its number, and what was said.
 """
 
 from __future__ import annotations
@@ -33,9 +33,11 @@ def begin(folder: Path, seed: int) -> tuple[Engine, Village]:
         except SnapshotError as error:
             if "holds no manifest" not in str(error):
                 raise
-            return Engine(parts()), Village(agents=AGENTS, seed=seed)
+            return Engine(parts()), Village(agents=AGENTS, seed=seed, keeps=True)
     assert engine.restored is not None
-    return engine, Village.of(engine.restored.data)
+    village = Village.of(engine.restored.data)
+    village.check_values(engine)
+    return engine, village
 
 
 def main(folder: Path, log: Path, ticks: int, seed: int, kill_at: int) -> None:

@@ -16,7 +16,7 @@ from scalesim.engine.engine import Engine
 from scalesim.errors import SnapshotError, SnapshotWarning
 from scalesim.memory.disk.slot_store import SlotStore
 from scalesim.memory.manager import MemoryManager
-from scalesim.snapshot.folder import SnapshotFolder
+from scalesim.snapshot.generations import Generations
 from scalesim.snapshot.page_file import PageFileReader, PageFileWriter, PagePlace
 from scalesim.testing.bed import OURS
 from scalesim.testing.memory_world import AGENTS, MemoryWorld, WorldShape
@@ -31,12 +31,12 @@ FORKED_TICKS = 3
 # -- machines -------------------------------------------------------------------------------------
 
 
-def power_fails(folder: type[SnapshotFolder]) -> str | None:
+def power_fails(generations: type[Generations]) -> str | None:
     """Power fails at any moment of a snapshot: what is left must be sound, and a generation."""
     village = Village(agents=4)
     with (
         TemporaryDirectory() as root,
-        mock.patch("scalesim.engine.snapshots.SnapshotFolder", folder),
+        mock.patch("scalesim.engine.snapshots.Generations", generations),
     ):
         path = Path(root)
         with Engine(parts()) as engine:
@@ -60,7 +60,7 @@ def power_fails(folder: type[SnapshotFolder]) -> str | None:
 def disk_errs(reader: type[PageFileReader]) -> str | None:
     """Bits flip on the disk: no text may change."""
     damage.sound()
-    with mock.patch("scalesim.engine.restoring.PageFileReader", reader):
+    with mock.patch("scalesim.snapshot.generations.PageFileReader", reader):
         for seed in range(0, 40 * damage.TEXTS_EVERY, damage.TEXTS_EVERY):
             try:
                 damage.run(seed)
@@ -124,7 +124,7 @@ def worlds_part(memory: Callable[..., MemoryManager]) -> str | None:
 # -- what is broken -------------------------------------------------------------------------------
 
 
-class ManifestBeforeItsPages(SnapshotFolder):
+class ManifestBeforeItsPages(Generations):
     """The pages are brought to the disk when the manifest is there already."""
 
     def new_pages(self, number: int, page_bytes: int) -> PageFileWriter:
@@ -137,7 +137,7 @@ class ManifestBeforeItsPages(SnapshotFolder):
         self.later()
 
 
-class ForgetsWhoElseRefers(SnapshotFolder):
+class ForgetsWhoElseRefers(Generations):
     """Page files of earlier generations go, to which the newest one still refers."""
 
     def clean(self, page_files: Mapping[int, set[int]]) -> None:
