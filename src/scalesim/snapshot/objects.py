@@ -88,7 +88,7 @@ class StoredFile:
         if self._error is not None:
             raise self._error
         try:
-            self._content = self._store.ask("cat_file", self._path, first, end)
+            self._content = self._store.ask("cat_file", self._path, start=first, end=end)
         except OSError as error:
             self._error = error
             raise
