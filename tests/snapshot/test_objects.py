@@ -4,16 +4,16 @@ moment leaves the generation before or the new one."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from scalesim.engine.engine import Engine
 from scalesim.errors import SnapshotError, SnapshotWarning
+from tests.snapshot.dying import Dying, emptied
 from tests.snapshot.village import Village, parts
 
 URL, PREFIX = "memory://bucket/world", "/bucket/world/"
@@ -21,11 +21,9 @@ Remote = MemoryFileSystem
 
 
 @pytest.fixture(autouse=True)
-def emptied() -> Iterator[None]:
-    """The store in memory is the process's."""
-    yield
-    Remote.store.clear()
-    Remote.pseudo_dirs[:] = [""]
+def clean() -> Iterator[None]:
+    with emptied():
+        yield
 
 
 @pytest.mark.parametrize("scheme", ["memory", "file"])
@@ -56,24 +54,6 @@ def objects(folder: Path | None = None) -> dict[str, bytes]:
     if folder is not None:
         return {path.name: path.read_bytes() for path in folder.iterdir()}
     return {path.removeprefix(PREFIX): file.getvalue() for path, file in Remote.store.items()}
-
-
-class Dying:
-    """A store that answers ``calls`` calls that write or read, and no more."""
-
-    def __init__(self, calls: int, patch: pytest.MonkeyPatch) -> None:
-        self.left = calls
-        for name in ("ls", "open", "pipe_file", "cat_file", "rm"):
-            patch.setattr(Remote, name, self._around(getattr(Remote, name)))
-
-    def _around(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        def answer(store: Remote, *values: Any, **options: Any) -> Any:
-            self.left -= 1
-            if self.left < 0:
-                raise RuntimeError("no route to the store")  # a class of the client's own
-            return method(store, *values, **options)
-
-        return answer
 
 
 def test_a_store_that_dies_leaves_generation_g_or_the_one_before(

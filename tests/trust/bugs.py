@@ -96,6 +96,9 @@ LIVES = Machine("walk through snapshots and forks", partial(walks, LASTING))
 STATE = Machine("state walk", partial(walks, WITH_STATE))
 ENGINE = Machine("engine workload", workloads)
 POWER = Machine("power loss", lambda: iter([lambda build: worlds.power_fails(build.generations)]))
+STORE = Machine(
+    "a store that dies", lambda: iter([lambda build: worlds.store_dies(build.generations)])
+)
 READS = Machine("disk errors", lambda: iter([lambda build: worlds.disk_errs(build.reader)]))
 SLOTS = Machine(
     "slots turn over", lambda: iter([lambda build: worlds.slots_turn_over(build.store)])
@@ -231,6 +234,8 @@ BUGS = [
         Build(scheduler=broken.EndsOnlyWhatWaits)),
     Bug("a stop string is overlooked", "–", ENGINE, Build(scheduler=broken.OverlooksStops)),
     Bug("a manifest before its pages", "–", POWER,
+        Build(generations=worlds.ManifestBeforeItsPages)),
+    Bug("a manifest before its objects", "–", STORE,
         Build(generations=worlds.ManifestBeforeItsPages)),
     Bug("pages go that a snapshot refers to", "–", POWER,
         Build(generations=worlds.ForgetsWhoElseRefers)),

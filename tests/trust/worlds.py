@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
+
+import pytest
 
 from scalesim.core import AgentId, Bytes2D
 from scalesim.engine.engine import Engine
@@ -22,6 +25,7 @@ from scalesim.testing.bed import OURS
 from scalesim.testing.memory_world import AGENTS, MemoryWorld, WorldShape
 from scalesim.testing.tag_parts import THREAD_LINK
 from tests.snapshot import damage
+from tests.snapshot.dying import Dying, emptied
 from tests.snapshot.power import PowerLoss, left_of
 from tests.snapshot.village import Village, parts
 
@@ -52,6 +56,30 @@ def power_fails(generations: type[Generations]) -> str | None:
                 warnings.simplefilter("error", SnapshotWarning)
                 try:
                     Engine.restore(left, parts()).close()
+                except (SnapshotError, SnapshotWarning) as error:
+                    return repr(error)
+    return None
+
+
+def store_dies(generations: type[Generations]) -> str | None:
+    """An object store stops answering at any moment of a snapshot: as ``power_fails``."""
+    url, village = "memory://bucket/world", Village(agents=4)
+    with (
+        emptied(),
+        mock.patch("scalesim.engine.snapshots.Generations", generations),
+        Engine(parts()) as engine,
+    ):
+        village.play(engine)
+        engine.snapshot(url, data=village.data())
+        for calls in range(12):
+            village.play(engine)
+            with pytest.MonkeyPatch.context() as patch, suppress(SnapshotError):
+                Dying(calls, patch)
+                engine.snapshot(url, data=village.data())
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", SnapshotWarning)
+                try:
+                    Engine.restore(url, parts()).close()
                 except (SnapshotError, SnapshotWarning) as error:
                     return repr(error)
     return None
