@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import chain
 
 from scalesim.memory.links.link import Direction
 from scalesim.memory.prefetch.attachment_reads import ASSUMED_BYTES_PER_S, AttachmentReads
@@ -42,7 +43,8 @@ class Prefetcher:
         self.residency, self._config = residency, config
         self._policy, self._link = residency.policy, residency.link
         self._timing = residency.timing
-        self.due = queue.due
+        self.due, self._queue = queue.due, queue
+        self._upcoming: list[AgentState] = []
         self._reads = AttachmentReads(residency, queue.reads, read_rate)
         self._stages = Stages(residency, queue.stages)
 
@@ -55,11 +57,14 @@ class Prefetcher:
         """
         self._timing.begin_iteration(wall_s)
         self.blocked_by = None
+        self._upcoming = self._queue.upcoming(forecast.upcoming)
+        self.residency.ranking.look_to(self._upcoming if forecast.has_more else ())
         if self._policy.look_ahead and not self.residency.allocation_failed:
             self.load(forecast)
             self._reads.plan(lambda agent, count: self._opens_in_s(agent, count, forecast))
         if self._policy.look_ahead:
             self._stages.plan(
+                self._upcoming,
                 lambda agent, count: self._opens_in_s(agent, count, forecast),
                 lambda agent: _is_guess(agent, forecast),
             )
@@ -70,9 +75,10 @@ class Prefetcher:
             self._stages.spill(self._config.clean_fraction)
 
     def load(self, forecast: Forecast) -> None:
-        """Start the loads that have to start now."""
+        """Start the loads that have to start now. Each agent leaves ``due``, or is the last."""
         residency = self.residency
-        while (agent := self.due.peek()) is not None:
+        upcoming = (agent for agent in self._upcoming if agent in self.due)
+        for agent in chain(upcoming, iter(self.due.peek, None)):
             wanted = self.blocks_on_host_only(agent)
             count = sum(blocks for _, blocks in wanted)
             if count == 0:
@@ -82,6 +88,8 @@ class Prefetcher:
                 self.due.discard(agent)  # such a call would take its pages itself
                 continue
             has_called = self._has_called(agent)
+            if has_called and forecast.has_more and agent.id not in forecast.upcoming:
+                return  # others go first, in an order that is told later
             if has_called and forecast.waits_for_pages:
                 self.blocked_by = "pool"  # a request takes pages by its admission
                 return
