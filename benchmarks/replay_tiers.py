@@ -3,7 +3,7 @@
 Virtual time on a stated machine; same seed, same table. The host and the device hold a small share
 of the agents' state, the disk all of it. Bytes are judged against Belady's on the order in which
 the policy itself served, with a cache as large as device and host. Ticks are few, so that agents
-can be many: the opening, in which everybody's prefix is computed, and one more do not count.
+can be many; the opening, in which everybody's prefix is computed, does not count.
 
 ``--plots FOLDER`` also draws curves, with fewer agents (needs matplotlib, which nothing else does).
 """
@@ -27,7 +27,6 @@ Arm = tuple[str, str]  # policy, hints
 ARMS: tuple[Arm, ...] = (("deadline", "exact"), ("lru-swap", "exact"), ("deadline", "none"))
 CURVE_ARMS: tuple[Arm, ...] = (*ARMS[:2], ("lru-recompute", "exact"))
 PREFIX = {"private": 2048, "spread": 0.5}
-WARMUP = 2  # ticks, the opening among them
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,7 @@ class TierCase:
     name: str
     workload: str
     ticks: int
+    warmup: int = 1  # ticks that do not count: the opening is the first
     disk: str = "nvme"
     device: float = 0.02
     host: float = 0.08
@@ -46,8 +46,8 @@ class TierCase:
         return Sizes(residency=self.device, host=self.host, running=running, disk=rate)
 
 
-CASES = (TierCase("W1 city", "w1", 3), TierCase("W4 rounds", "w4", 2))
-CURVE, CURVE_AGENTS, CURVE_RUNNING = TierCase("W4 rounds", "w4", 2), 1_000, 8
+CASES = (TierCase("W1 city", "w1", 3, warmup=2), TierCase("W4 rounds", "w4", 1))
+CURVE, CURVE_AGENTS, CURVE_RUNNING = CASES[1], 500, 4
 CURVES: dict[str, tuple[str, tuple[Any, ...]]] = {
     "disk rate": ("disk", ("0.5GB", "1GB", "2GB", "5GB")),
     "host share": ("host", (0.02, 0.08, 0.3, 0.6)),
@@ -105,8 +105,8 @@ def played(
     for policy, hints in policies:
         scenario = scenario_of(case, sizes, agents, hints, seed)
         machine, ticks = scenario.machine(sizes), list(scenario.ticks())
-        limits = limits or roof(machine, ticks, WARMUP)
-        arms[policy, hints], _ = play(machine, policy, ticks, warmup=WARMUP, witness=witness)
+        limits = limits or roof(machine, ticks, case.warmup)
+        arms[policy, hints], _ = play(machine, policy, ticks, warmup=case.warmup, witness=witness)
     assert limits is not None
     return Found(arms, limits)
 
