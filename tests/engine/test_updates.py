@@ -67,14 +67,14 @@ def test_updates_under_load(policy: str) -> None:
 
 def test_a_stale_version_is_seen() -> None:
     """A planted bug (vLLM 42125): new weights that keep the identity of the old."""
-    parts = tiny_engine(digests=True).parts
-    pack = parts.pack_adapter
+    made_of = tiny_engine(digests=True)  # its parts are closed with it
+    pack = made_of.parts.pack_adapter
     assert pack is not None
 
     def stale(content: AdapterContent, tensors: Mapping[str, Any]) -> AdapterContent:
         return replace(pack(content, tensors), digest=content.digest)
 
-    with Engine(replace(parts, pack_adapter=stale)) as engine:
+    with Engine(replace(made_of.parts, pack_adapter=stale)) as engine:
         storm = Storm(engine, folder(), weights, num_agents=5, seed=1)
         storm.play(10)
         with pytest.raises(AssertionError):

@@ -104,8 +104,7 @@ class Engine(AgentWorld):
             parts,
             combine=combine,
             limiter=self._limiter,
-            adapters=self.adapters,
-            models=self.models,
+            bindings=(self.models, self.adapters),
             recorder=None if trace is None else Recorder(trace, parts.memory.block_size),
             is_known=registry.__contains__,
         )
@@ -115,7 +114,7 @@ class Engine(AgentWorld):
         self._finalizer = weakref.finalize(self, self._thread.close)  # also at interpreter exit
         self._desk = Desk(self._inbox.post_quietly, self._loop.calls.abandon)
         self._advice, self._keys = self._loop.advice, self._loop.keys
-        self._intake = Intake(self.models, parts.memory, registry, self.adapters, self._keys)
+        self._intake = Intake(self.models, registry, self.adapters, self._keys)
         self._agents = Agents(
             registry, self.adapters, self.models, self._advice, self._keys, self._loop, self._inbox,
             self._thread,
@@ -149,7 +148,9 @@ class Engine(AgentWorld):
         """Counts of calls, tokens, steps, and of what memory did, since the start: as of now."""
         return self._loop.stats.with_memory(self.parts.memory)
 
-    def add_model(self, name: str, path: str | Path, *, dummy_weights: bool = False) -> None:
+    def add_model(
+        self, name: str, path: str | Path, *, dummy_weights: bool = False, replace: bool = False
+    ) -> None:
         """Let agents run on a further model, ``path``, which is a Hugging Face folder or hub id:
         ``engine.agent(id, model=name)``. Settings, such as the dtype, are the engine's, but for
         ``dummy_weights``: random ones, other ones for each model that is added.
@@ -158,11 +159,26 @@ class Engine(AgentWorld):
         use of its agents: more models than fit on the device can serve. Weights that are on no tier
         are read from the folder again. Returns when the model is read and checked.
 
-        Raises ``ModelError`` for a name that is taken, and for a model that does not fit the
-        engine's pages or pool; otherwise what ``Engine`` raises.
+        ``replace``: the name may have a model, in whose place this one comes between two calls of
+        an agent: calls made after the return run on the new model, calls that are open end on the
+        one before. KV of the old weights never serves the new; both are given back with the last
+        of those calls. Adapters of the name stay, if the new model has the same shapes.
+
+        Raises ``ModelError`` for a name that is taken, unless ``replace``, and for a model that
+        does not fit the engine's pages or pool; otherwise what ``Engine`` raises.
         """
         self._inbox.check_open()
-        self.models.add(name, path, dummy_weights)
+        self.models.add(name, path, dummy_weights, replace)
+
+    def remove_model(self, name: str, *, timeout: float | None = None) -> None:
+        """Forget the model ``name``, its weights and all KV that was computed with them. Calls of
+        agents that use the name are refused from now on, until a model is added under it.
+
+        Raises ``ModelError`` for a name that is unknown, and while open calls run on the model;
+        with a ``timeout``, waits so many seconds for these calls to end first.
+        """
+        self._inbox.check_open()
+        self.models.remove(name, timeout=timeout)
 
     def register_kind(self, kind: StateKind) -> None:
         """Let agents keep values of ``kind`` as their state, also those of forked worlds. A kind

@@ -206,7 +206,7 @@ def restore_models(models: ModelRegistry, path: Path, manifest: dict[str, Any]) 
                 f"engine.add_model() adds it: {error}"
             )
             continue
-        if models.known(name).weights.digest.hex() != digest:
+        if models.known(name).value.digest.hex() != digest:
             _warn(
                 f"{path}: the files of model {name!r} have other content now; what its agents said "
                 "is computed again with it"

@@ -138,7 +138,10 @@ class Snapshots:
             live,
             [(entry.id, entry.adapter) for entry in entries],
             [(entry.id, entry.model) for entry in entries if entry.model is not None],
-            self._models.image(),
+            [
+                (model.name, model.path, model.dummy_weights, model.digest.hex())
+                for model in self._models.all()
+            ],
             [(info.name, info.path, info.digest, info.model) for info in self._adapters.list()],
             values,
         )
