@@ -96,6 +96,7 @@ def test_calls_in_flight_end_on_what_they_began_with() -> None:
             engine.add_model("guard", folder(1))
         engine.add_model("guard", folder(1), replace=True)
         after = engine.submit(ada.request(PROMPT, **OPTIONS))
+        engine.step()
         assert not before.done and len(engine.parts.memory.weights) == 2
         while not (before.done and after.done):
             engine.step()
@@ -113,11 +114,16 @@ def test_calls_in_flight_end_on_what_they_began_with() -> None:
         engine.cancel(again)
         with tiny_engine() as other, pytest.raises(RequestError, match="another engine's"):
             other.cancel(again)
+        while not again.done:
+            engine.step()
         engine.remove_model("guard", timeout=5.0)
         with pytest.raises(ModelError, match="'guard' is unknown, or was removed"):
             ada.generate(PROMPT, **OPTIONS)
         engine.add_model("guard", folder(0))  # whoever used the name uses it again
-        assert said([ada.generate(PROMPT, **OPTIONS)]) == said([before.result()])
+        same = engine.submit(ada.request(PROMPT, **OPTIONS))
+        while not same.done:
+            engine.step()
+        assert said([same.result()]) == said([before.result()])
         engine.remove_model("guard")
     check_empty(engine)
 

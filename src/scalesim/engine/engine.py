@@ -96,7 +96,7 @@ class Engine(AgentWorld):
         self.model, limits = parts.model, parts.limits
         self._inbox, registry = Inbox(), AgentRegistry()
         shared = parts.memory, self._inbox.post_if_open, self._inbox.check_process
-        home = AdapterHome(parts.read_adapter, parts.pack_adapter)
+        home = AdapterHome(parts.read_adapter, parts.pack_adapter, parts.rebuild_adapter)
         self.models = ModelRegistry(parts.model, home, parts.join_model, *shared)
         self.adapters = AdapterRegistry(self.models.home_of, *shared)
         self._limiter = RequestLimiter(limits.max_open_requests, refuse=limits.when_full == "error")
@@ -191,9 +191,10 @@ class Engine(AgentWorld):
 
     def snapshot(self, path: str | Path, *, data: bytes = b"") -> Snapshot:
         """Write all that the simulation needs to go on to the folder ``path``, as a new generation:
-        agents and their adapters' names, the clock, hints and what sources have learned, counts of
-        equal requests, the values that agents keep, and KV. KV pages that an earlier generation has
-        are not written again. The generation before is kept.
+        agents and their adapters' names, weights that adapters were updated with, the clock, hints
+        and what sources have learned, counts of equal requests, the values that agents keep, and
+        KV. Pages that an earlier generation has are not written again. The generation before is
+        kept.
 
         The engine goes on meanwhile: it stops for a look at its state, and for some milliseconds
         for each piece of pages. The state is of one moment. Where calls are open then, requests of
@@ -223,7 +224,8 @@ class Engine(AgentWorld):
         arguments are those of ``Engine``. ``restored`` says what was restored.
 
         The seed is the snapshot's. Sources go on from what those of the same names had learned.
-        Adapters are read from their folders again. KV comes back if model, dtype, page layout and
+        Adapters are read from their folders again, weights that were given to ``Adapter.update``
+        from the snapshot. KV comes back if model, dtype, page layout and
         kernels are the same, and is computed again otherwise, as are pages that are damaged or for
         which there is no room: with a ``SnapshotWarning``, as for all that is not restored. Raises
         ``SnapshotError`` where no generation can be read, and what ``Engine`` raises.

@@ -95,7 +95,8 @@ class JoinModels:
         """The layouts and the home of adapters of ``shape``."""
         folders = AdapterFolders(shape, dtype, self.page_bytes, LayoutTable())
         mark = blake2b(repr((shape, dtype)).encode(), digest_size=16).digest()
-        home = AdapterHome(partial(self._read_adapter, folders), folders.updated, mark)
+        read = partial(self._read_adapter, folders)
+        home = AdapterHome(read, folders.updated, folders.rebuilt, mark)
         return self.adapters.setdefault(shape, (folders.layouts, home))
 
     def _read_adapter(self, folders: AdapterFolders, path: str | Path) -> AdapterContent:

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from scalesim.checks import flag, instance, path_of, text
-from scalesim.core import AgentId, Int32s
+from scalesim.core import AgentId, Bytes2D, Int32s
 from scalesim.errors import AdapterError, PromptTooLongError
 from scalesim.memory.leases.adapters import ADAPTER, AdapterContent, adapter_spec
+from scalesim.memory.links.link import PageSource
 from scalesim.requests.adapter import Adapter, AdapterInfo
 from scalesim.requests.bindings import Bindings
 
@@ -31,15 +32,18 @@ if TYPE_CHECKING:
 ReadAdapter = Callable[["str | Path"], AdapterContent]
 PackAdapter = Callable[[AdapterContent, "Mapping[str, Any]"], AdapterContent]
 """Makes of an adapter and tensors an adapter of the same layout. Raises ``AdapterError``."""
+RebuildAdapter = Callable[[Any, Bytes2D], AdapterContent]
+"""Makes an adapter of the form of an ``AdapterContent`` and its pages. Raises ``AdapterError``."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class AdapterHome:
-    """The shapes that adapters are made for: how such adapters are read and packed. ``mark`` says
-    which shapes these are, where they are not the engine's own model's."""
+    """The shapes that adapters are made for: how such adapters are read, packed, and rebuilt from a
+    snapshot. ``mark`` says which shapes these are, where they are not the engine's own model's."""
 
     read: ReadAdapter | None
     pack: PackAdapter | None
+    rebuild: RebuildAdapter | None
     mark: bytes = b""
 
     def own(self, content: AdapterContent) -> AdapterContent:
@@ -62,6 +66,18 @@ class _Origin(NamedTuple):
 
     path: str | None
     model: str | None
+
+
+class AdapterImage(NamedTuple):
+    """An adapter's name in a snapshot: folder, digest in hex and model. One that is in no folder
+    has a ``form``, as ``AdapterContent``, and a ``source`` of its pages."""
+
+    name: str
+    path: str | None
+    digest: str
+    model: str | None
+    form: Any
+    source: PageSource | None
 
 
 class AdapterRegistry(Bindings[HomedAdapter]):
@@ -165,6 +181,29 @@ class AdapterRegistry(Bindings[HomedAdapter]):
         return Adapter(self, name)
 
     # -- for the engine -----------------------------------------------------------------------
+
+    def image(self) -> tuple[AdapterImage, ...]:
+        """All adapters, for a snapshot."""
+        with self._lock:
+            return tuple(self._image(info) for info in self.list())
+
+    def _image(self, info: AdapterInfo) -> AdapterImage:
+        content = self.known(info.name).value.content
+        saved = (None, None) if info.path is not None else (content.form, content.source)
+        return AdapterImage(info.name, info.path, info.digest, info.model, *saved)
+
+    def put_back(
+        self, name: str, model: str | None, form: Any, pages: Bytes2D, digest: str
+    ) -> None:
+        """Give ``name`` what an image had of it, whose ``pages`` are uint8 ``[n, page_bytes]``.
+        Raises ``AdapterError`` where they are not what they were, and ``ModelError``."""
+        home = self._home_of(model)
+        if home.rebuild is None:
+            raise AdapterError("this engine's parts take no tensors of adapters (rebuild_adapter)")
+        content = home.own(home.rebuild(form, pages))
+        if content.digest.hex() != digest:
+            raise AdapterError("its weights are of another dtype or page layout")
+        self._settle(name, home, content, _Origin(None, model))
 
     def name_of(self, adapter: str | Path | Adapter, model: str | None) -> str:
         """The name of ``adapter``: a name that is known, a folder, which is added under its path

@@ -7,6 +7,7 @@ on the engine's thread. This file knows bytes, not weights.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from scalesim.core import Bytes2D
 from scalesim.errors import AdapterError
@@ -31,7 +32,7 @@ def adapter_spec(digest: bytes, layout: int, start: int = 0) -> AttachmentSpec:
 class AdapterContent:
     """An adapter as it was read: ``pages``, uint8 ``[num_pages, page_bytes]``, and the ``source``
     that gives the same pages again. ``invocation_tokens`` activate the adapter; ``None``: it is
-    always active."""
+    always active. ``form`` makes the adapter of its pages again, in any process: a plain value."""
 
     digest: bytes
     layout: int
@@ -39,6 +40,7 @@ class AdapterContent:
     invocation_tokens: tuple[int, ...] | None
     source: PageSource
     pages: Bytes2D | None = None
+    form: Any = None
 
 
 class AdapterPages(AttachedPages):
