@@ -18,7 +18,7 @@ from scalesim.requests.model_registry import AddedModel
 from tests.engine.test_same_texts import check_empty
 from tests.engine.updates import ModelStorm, Said
 from tests.engine.world import SHAPE, said, tiny_engine
-from tests.model.adapter_folders import write_adapter
+from tests.model.adapter_folders import adapter_tensors, write_adapter
 from tests.model_folders import write_dummy_model
 
 SMALL = replace(SHAPE, num_layers=1, max_position=512)
@@ -180,3 +180,32 @@ def test_adapters_stay_with_models_of_their_shapes() -> None:
             ada.generate(PROMPT, **OPTIONS)
         ada.adapter = None
         assert len(ada.generate(PROMPT, **OPTIONS).token_ids) == 6
+
+
+def test_why_names_what_waits_and_what_changed() -> None:
+    with tiny_engine(device_pages=60, policy="lru-swap") as engine:
+        for name, number in (("guard", 0), ("judge", 3)):
+            engine.add_model(name, folder(number))
+        engine.adapters.add("strict", adapter(), model="guard")
+        ada, bob = engine.agent("ada", model="guard", adapter="strict"), engine.agent("bob")
+
+        def cause() -> tuple[str, set[str], str]:
+            ada.generate(PROMPT, **OPTIONS)
+            miss = engine.why("ada")
+            assert miss is not None
+            return miss.cause, {kind for kind, _ in miss.waits}, str(miss)
+
+        found, kinds, words = cause()
+        assert (found, kinds) == ("no hint", {"adapter", "weights"})
+        assert f"waited for: {engine.models.list()[0].num_pages} pages of weights" in words
+        bob.generate([7] * 940, max_tokens=1)
+        found, kinds, _ = cause()
+        assert found == "no hint" and kinds >= {"adapter", "weights"}
+        tensors = adapter_tensors(SMALL, 2, seed=8)
+        engine.adapters["strict"].update(tensors)
+        found, kinds, words = cause()
+        assert (found, kinds) == ("adapter changed", {"adapter"}) and "content" in words
+        engine.add_model("guard", folder(1), replace=True)
+        assert cause()[:2] == ("model changed", {"weights"})
+        ada.model, ada.adapter = "judge", None
+        assert cause()[:2] == ("model changed", {"weights"})

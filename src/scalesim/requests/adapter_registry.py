@@ -20,7 +20,8 @@ import numpy as np
 from scalesim.checks import flag, instance, path_of, text
 from scalesim.core import AgentId, Bytes2D, Int32s
 from scalesim.errors import AdapterError, PromptTooLongError
-from scalesim.memory.leases.adapters import ADAPTER, AdapterContent, adapter_spec
+from scalesim.memory.lease import ADAPTER
+from scalesim.memory.leases.adapters import AdapterContent, adapter_spec
 from scalesim.memory.links.link import PageSource
 from scalesim.requests.adapter import Adapter, AdapterInfo
 from scalesim.requests.bindings import Bindings

@@ -16,8 +16,8 @@ from weakref import WeakSet
 from scalesim.checks import flag, path_of, text
 from scalesim.core import AgentId
 from scalesim.errors import ModelError
-from scalesim.memory.lease import AttachmentSpec
-from scalesim.memory.leases.weights import WEIGHTS, WeightsContent, weights_spec
+from scalesim.memory.lease import WEIGHTS, AttachmentSpec
+from scalesim.memory.leases.weights import WeightsContent, weights_spec
 from scalesim.requests.adapter_registry import AdapterHome
 from scalesim.requests.bindings import Bindings
 from scalesim.requests.prompt import TextModel

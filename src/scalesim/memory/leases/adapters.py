@@ -11,14 +11,13 @@ from typing import Any
 
 from scalesim.core import Bytes2D
 from scalesim.errors import AdapterError
-from scalesim.memory.lease import AttachmentSpec
+from scalesim.memory.lease import ADAPTER, AttachmentSpec
 from scalesim.memory.leases.sourced import AttachedPages
 from scalesim.memory.links.link import PageSource
 from scalesim.memory.owners import Owners
 from scalesim.memory.residency import Residency
 from scalesim.memory.tree.segment import Segment
 
-ADAPTER = "adapter"  # the kind
 _ROOT = "adapters"
 
 

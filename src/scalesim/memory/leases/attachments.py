@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from scalesim.memory.lease import Attachment, AttachmentSpec, Lease
+from scalesim.memory.lease import WEIGHTS, Attachment, AttachmentSpec, Lease
 from scalesim.memory.leases.block_table import BlockTable
-from scalesim.memory.leases.weights import WEIGHTS
 from scalesim.memory.residency import Residency
 from scalesim.memory.tree.branches import salted
 from scalesim.memory.tree.segment import Branch, Segment

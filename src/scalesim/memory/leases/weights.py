@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from scalesim.core import Bytes2D
 from scalesim.errors import ModelError
-from scalesim.memory.lease import AttachmentSpec
+from scalesim.memory.lease import WEIGHTS, AttachmentSpec
 from scalesim.memory.leases.sourced import AttachedPages
 from scalesim.memory.links.link import PageSource
 from scalesim.memory.owners import Owners
@@ -21,7 +21,6 @@ from scalesim.memory.residency import Residency
 from scalesim.memory.tree.page_runs import PageRuns
 from scalesim.memory.tree.segment import Segment
 
-WEIGHTS = "weights"  # the kind
 _ROOT = "weights"
 
 
