@@ -429,6 +429,7 @@ GIVEN_BY_THE_ENGINE = {
     "Adapter.is_of": "for the engine",
     "AdapterRegistry.hold": "for the engine",
     "AdapterRegistry.known": "for the engine",
+    "AdapterRegistry.put_back": "for the engine",
     "AdapterRegistry.use": "for the engine",
     "AdapterRegistry.let_go": "for the engine",
     "AdapterRegistry.unbind": "for the engine",

@@ -14,7 +14,7 @@ import pytest
 
 from scalesim.engine.engine import Engine
 from scalesim.errors import AdapterError, ModelError, RequestError
-from scalesim.requests.model_registry import AddedModel
+from scalesim.requests.added_model import AddedModel
 from tests.engine.test_same_texts import check_empty
 from tests.engine.updates import ModelStorm, Said
 from tests.engine.world import SHAPE, said, tiny_engine

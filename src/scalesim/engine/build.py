@@ -42,7 +42,7 @@ from scalesim.model.runner.settings import RunnerSettings
 from scalesim.model.runner.threads import choose_threads
 from scalesim.model.text.chat import chosen_chat_template
 from scalesim.model.text.tokenizer import Tokenizer, load_tokenizer
-from scalesim.requests.adapter_registry import PackAdapter, ReadAdapter, RebuildAdapter
+from scalesim.requests.adapter_home import PackAdapter, ReadAdapter, RebuildAdapter
 from scalesim.requests.prompt import TextModel
 from scalesim.sampling.check_params import check_params
 from scalesim.sampling.grammar import Structures

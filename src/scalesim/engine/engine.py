@@ -46,7 +46,8 @@ from scalesim.engine.world import AgentWorld
 from scalesim.errors import ConfigError, SnapshotError
 from scalesim.memory.kinds import StateKind
 from scalesim.model.values import TENSORS
-from scalesim.requests.adapter_registry import AdapterHome, AdapterRegistry
+from scalesim.requests.adapter_home import AdapterHome
+from scalesim.requests.adapter_registry import AdapterRegistry
 from scalesim.requests.agent_registry import AgentRegistry
 from scalesim.requests.limiter import RequestLimiter
 from scalesim.requests.model_registry import ModelRegistry

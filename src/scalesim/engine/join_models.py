@@ -9,8 +9,6 @@ from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
-import torch
-
 from scalesim.config import EngineConfig
 from scalesim.errors import AdapterError, ModelError
 from scalesim.memory.geometry import PageGeometry
@@ -23,8 +21,8 @@ from scalesim.model.checkpoint.loader import LoadedModel, load_model
 from scalesim.model.checkpoint.weights import Weights
 from scalesim.model.layers.native import NativeModel
 from scalesim.model.paged_weights import WeightLayout, WeightsSource, digest_of
-from scalesim.requests.adapter_registry import AdapterHome
-from scalesim.requests.model_registry import AddedModel
+from scalesim.requests.adapter_home import AdapterHome
+from scalesim.requests.added_model import AddedModel
 from scalesim.requests.prompt import TextModel
 
 MIN_ROW_BLOCKS = 128
@@ -84,15 +82,14 @@ class JoinModels:
         identity = blake2b(facts + digest, digest_size=16).digest()
         model_len = min(self.max_len, shape.max_position)
         text = self.make_text(loaded, model_len, (self.num_pages - num_pages) * self.block_size)
-        layouts, home = self._adapters_of(shape, layout.dtype)
+        layouts, home = self._adapters_of(layout)
         weights = WeightsContent(identity, layout.runs, source, pages)
         forget = self.add_runner(number, layout, geometry, layouts)
         return AddedModel(name, folder, dummy_weights, text, number, weights, home, digest, forget)
 
-    def _adapters_of(
-        self, shape: ModelConfig, dtype: torch.dtype
-    ) -> tuple[LayoutTable, AdapterHome]:
-        """The layouts and the home of adapters of ``shape``."""
+    def _adapters_of(self, model: WeightLayout) -> tuple[LayoutTable, AdapterHome]:
+        """The layouts and the home of adapters of a model's shapes."""
+        shape, dtype = model.config, model.dtype
         folders = AdapterFolders(shape, dtype, self.page_bytes, LayoutTable())
         mark = blake2b(repr((shape, dtype)).encode(), digest_size=16).digest()
         read = partial(self._read_adapter, folders)

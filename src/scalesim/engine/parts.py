@@ -14,8 +14,8 @@ from scalesim.memory.disk.slot_store import SlotStore
 from scalesim.memory.links.link import Link
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pools.page_access import PageAccess
-from scalesim.requests.adapter_registry import PackAdapter, ReadAdapter, RebuildAdapter
-from scalesim.requests.model_registry import JoinModel
+from scalesim.requests.adapter_home import PackAdapter, ReadAdapter, RebuildAdapter
+from scalesim.requests.added_model import JoinModel
 from scalesim.requests.prompt import TextModel
 from scalesim.scheduler.scheduler import Scheduler
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from dataclasses import replace as replace_fields
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,35 +22,12 @@ from scalesim.memory.lease import ADAPTER
 from scalesim.memory.leases.adapters import AdapterContent, adapter_spec
 from scalesim.memory.links.link import PageSource
 from scalesim.requests.adapter import Adapter, AdapterInfo
+from scalesim.requests.adapter_home import AdapterHome
 from scalesim.requests.bindings import Bindings
 
 if TYPE_CHECKING:
     from scalesim.memory.manager import MemoryManager
     from scalesim.requests.call import Call
-
-ReadAdapter = Callable[["str | Path"], AdapterContent]
-PackAdapter = Callable[[AdapterContent, "Mapping[str, Any]"], AdapterContent]
-"""Makes of an adapter and tensors an adapter of the same layout. Raises ``AdapterError``."""
-RebuildAdapter = Callable[[Any, Bytes2D], AdapterContent]
-"""Makes an adapter of the form of an ``AdapterContent`` and its pages. Raises ``AdapterError``."""
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class AdapterHome:
-    """The shapes that adapters are made for: how such adapters are read, packed, and rebuilt from a
-    snapshot. ``mark`` says which shapes these are, where they are not the engine's own model's."""
-
-    read: ReadAdapter | None
-    pack: PackAdapter | None
-    rebuild: RebuildAdapter | None
-    mark: bytes = b""
-
-    def own(self, content: AdapterContent) -> AdapterContent:
-        """``content`` under a digest that no adapter of another home has."""
-        if not self.mark:
-            return content
-        digest = blake2b(self.mark + content.digest, digest_size=16).digest()
-        return replace_fields(content, digest=digest)
 
 
 class HomedAdapter(NamedTuple):

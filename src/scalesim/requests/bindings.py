@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from scalesim.requests.call import Call
 
 _LOOK_S = 1.0  # how often a waiting thread checks its timeout
-Key: TypeAlias = "tuple[bytes, int]"
+ContentKey: TypeAlias = "tuple[bytes, int]"
 """Digest and layout, as in an ``AttachmentSpec``. Memory knows content by the digest alone."""
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class Version(Generic[T]):
     ``calls`` that are open. A call that is never handed in counts for as long as somebody has
     it."""
 
-    key: Key
+    key: ContentKey
     value: T
     names: dict[str, Any] = field(default_factory=dict)
     calls: WeakSet[Call] = field(default_factory=WeakSet)
@@ -58,8 +58,8 @@ class Bindings(ABC, Generic[T]):
         self._lock = threading.RLock()  # ``with`` releases a bare lock even if Ctrl-C strikes
         self._changed = threading.Condition(self._lock)  # for callers that wait in ``remove``
         self._by_name: dict[str, Version[T]] = {}
-        self._versions: dict[Key, Version[T]] = {}
-        self._unnamed: dict[Key, Version[T]] = {}  # which calls use
+        self._versions: dict[ContentKey, Version[T]] = {}
+        self._unnamed: dict[ContentKey, Version[T]] = {}  # which calls use
         self._bound: dict[AgentId, str] = {}
         self._users: dict[str, set[AgentId]] = {}  # the agents of each name; no empty sets
 
@@ -130,7 +130,7 @@ class Bindings(ABC, Generic[T]):
             )
         return self._by_name[name]
 
-    def _put(self, name: str, key: Key, value: T, read: T, note: Any = None) -> None:
+    def _put(self, name: str, key: ContentKey, value: T, read: T, note: Any = None) -> None:
         """Let ``name`` stand for ``value``; ``read`` is the same with its pages. All commands of
         one change are posted before any call that uses the new content."""
         with self._lock:
@@ -228,5 +228,5 @@ class Bindings(ABC, Generic[T]):
                     self._drop_unused()
                     self._changed.notify_all()
 
-    def _keys(self, call: Call) -> Iterator[Key]:
+    def _keys(self, call: Call) -> Iterator[ContentKey]:
         return ((use.digest, use.layout) for use in call.attachments if use.kind == self.kind)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from scalesim.memory.lease import AttachmentSpec
     from scalesim.model.text.token_stream import TokenStream
+    from scalesim.requests.added_model import AddedModel
     from scalesim.requests.agent_registry import AgentEntry
-    from scalesim.requests.model_registry import AddedModel
     from scalesim.sampling.logits import TokenConstraint
     from scalesim.scheduler.sequence import Observer, Sequence
 

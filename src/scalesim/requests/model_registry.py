@@ -16,9 +16,9 @@ from weakref import WeakSet
 from scalesim.checks import flag, path_of, text
 from scalesim.core import AgentId
 from scalesim.errors import ModelError
-from scalesim.memory.lease import WEIGHTS, AttachmentSpec
-from scalesim.memory.leases.weights import WeightsContent, weights_spec
-from scalesim.requests.adapter_registry import AdapterHome
+from scalesim.memory.lease import WEIGHTS
+from scalesim.requests.adapter_home import AdapterHome
+from scalesim.requests.added_model import AddedModel, JoinModel
 from scalesim.requests.bindings import Bindings
 from scalesim.requests.prompt import TextModel
 
@@ -26,33 +26,6 @@ if TYPE_CHECKING:
     from scalesim.memory.manager import MemoryManager
     from scalesim.requests.agent_registry import AgentEntry
     from scalesim.requests.call import Call
-
-
-@dataclass(frozen=True, eq=False)
-class AddedModel:
-    """A version of a model beside the engine's own. The runner knows it by ``number``, until
-    ``forget`` is called on the engine's thread. ``digest`` is of its weights alone; that of
-    ``weights`` covers all that KV depends on beside tokens and adapters."""
-
-    name: str
-    path: str
-    dummy_weights: bool
-    text: TextModel
-    number: int
-    weights: WeightsContent
-    home: AdapterHome
-    digest: bytes
-    forget: Callable[[], None]
-
-    @property
-    def spec(self) -> AttachmentSpec:
-        """The weights, as a request needs them."""
-        return weights_spec(self.weights.digest, self.number)
-
-
-JoinModel = Callable[[str, "str | Path", int, bool], AddedModel]
-"""``(name, model, number, dummy_weights)``: reads a model and makes it known to the runner. Raises
-``ModelError``, or what ``load_model`` raises."""
 
 
 @dataclass(frozen=True, slots=True)
