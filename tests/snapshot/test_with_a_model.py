@@ -18,7 +18,7 @@ from scalesim.errors import AdapterError, ModelError, SnapshotWarning
 from scalesim.memory.audit.integrity import check_integrity
 from scalesim.model.checkpoint.loader import load_model
 from scalesim.requests.reply import Reply
-from scalesim.snapshot.folder import SnapshotFolder
+from scalesim.snapshot.folder import Folder
 from scalesim.snapshot.page_file import HEADER_BYTES
 from tests.engine.world import BLOCK, PAGE_BYTES, SHAPE, TOKENIZER, said, tiny_model
 from tests.model.adapter_folders import adapter_tensors, write_adapter
@@ -159,11 +159,10 @@ def test_updated_adapters_come_back(tmp_path: Path) -> None:
     with engine:
         assert sum("pages can be used here" in str(each.message) for each in told) == 3
         assert [info.name for info in engine.adapters.list()] == ["quiet"]
-    found = newest_in(tmp_path / "s")
+    found = newest_in(Folder(tmp_path / "s"))
     pages = found.manifest["pages"]
     at = int(pages["num_pages"][:-2].sum())  # the first page behind those of KV
-    file = SnapshotFolder(tmp_path / "s").pages_path(int(pages["file"][at]))
-    with file.open("r+b") as opened:
+    with (tmp_path / "s" / f"pages-{int(pages['file'][at]):08d}").open("r+b") as opened:
         opened.seek(HEADER_BYTES + int(pages["row"][at]) * found.manifest["page_bytes"])
         opened.write(b"x")
     with pytest.warns(SnapshotWarning, match="'far' is not restored"):

@@ -17,6 +17,7 @@ from tests.trust import bugs
         bugs.STATE,
         bugs.LIVES,
         bugs.POWER,
+        bugs.STORE,
         bugs.READS,
         bugs.SLOTS,
         bugs.WORLDS,

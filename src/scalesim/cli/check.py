@@ -38,11 +38,12 @@ def check(options: CheckOptions) -> int:
     start_s = time.monotonic()
     if options.kind == "kind":
         kind, num_values = _kind(load(options.object), options), max(1, options.steps // 10)
-        broken = broken_rule(options, lambda seed: try_kind(kind, seed, num_values))
+        reread: list[int] = []
+        broken = broken_rule(options, lambda seed: reread.append(try_kind(kind, seed, num_values)))
         print(
             broken
-            or f"kind {options.object}: {options.walks * num_values} values, in "
-            f"{time.monotonic() - start_s:.0f} s: nothing found"
+            or f"kind {options.object}: {options.walks * num_values} values, {sum(reread)} with an "
+            f"origin, in {time.monotonic() - start_s:.0f} s: nothing found"
         )
         return int(broken is not None)
     factories = factories_for(options)

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,8 +27,9 @@ from scalesim.memory.state import StateAccess
 from scalesim.requests.adapter_registry import AdapterRegistry
 from scalesim.requests.model_registry import ModelRegistry
 from scalesim.sampling.keys import RequestCounts
-from scalesim.snapshot.folder import Generation, SnapshotFolder
+from scalesim.snapshot.generations import Generation, Generations
 from scalesim.snapshot.page_file import PageFileReader, PagePlace
+from scalesim.snapshot.store import SnapshotStore
 
 
 class Restored(NamedTuple):
@@ -50,10 +50,10 @@ class SavedPages:
     does not match is counted in ``num_damaged``."""
 
     def __init__(
-        self, folder: SnapshotFolder, places: Sequence[Sequence[PagePlace]], page_bytes: int
+        self, generations: Generations, places: Sequence[Sequence[PagePlace]], page_bytes: int
     ) -> None:
         self.num_damaged = 0
-        self._folder, self._places, self._page_bytes = folder, places, page_bytes
+        self._generations, self._places, self._page_bytes = generations, places, page_bytes
         self._open = ExitStack()
         self._readers: dict[int, PageFileReader | None] = {}
 
@@ -74,7 +74,7 @@ class SavedPages:
     def _reader(self, file: int) -> PageFileReader | None:
         if file not in self._readers:
             try:
-                reader = PageFileReader(self._folder.pages_path(file), self._page_bytes)
+                reader = self._generations.open_pages(file, self._page_bytes)
                 self._readers[file] = self._open.enter_context(reader)
             except SnapshotError:
                 self._readers[file] = None
@@ -87,11 +87,11 @@ class SavedPages:
         self._open.close()
 
 
-def newest_in(path: Path) -> Generation:
-    """The newest sound generation in the folder ``path``. Raises ``SnapshotError``."""
-    found = SnapshotFolder(path).newest()
+def newest_in(where: SnapshotStore) -> Generation:
+    """The newest sound generation in ``where``. Raises ``SnapshotError``."""
+    found = Generations(where).newest()
     if found.damaged:
-        _warn(f"{path}: generation {found.number} is restored, since {'; '.join(found.damaged)}")
+        _warn(f"{where}: generation {found.number} is restored, since {'; '.join(found.damaged)}")
     return found
 
 
@@ -122,7 +122,9 @@ def fits(parts: EngineParts, manifest: dict[str, Any]) -> bool:
     )  # fmt: skip
 
 
-def restore_memory(parts: EngineParts, path: Path, manifest: dict[str, Any]) -> tuple[Placed, int]:
+def restore_memory(
+    parts: EngineParts, where: SnapshotStore, manifest: dict[str, Any]
+) -> tuple[Placed, int]:
     """Put what memory held into ``parts.memory``, which is empty; warn of what is left out. Returns
     what has found a place, and the number of damaged pages."""
     image, memory = image_in(manifest), parts.memory
@@ -137,22 +139,22 @@ def restore_memory(parts: EngineParts, path: Path, manifest: dict[str, Any]) -> 
             segment._replace(num_content=len(found))
             for segment, found in zip(image.segments, places, strict=True)
         ]
-        with SavedPages(SnapshotFolder(path), places, memory.page_bytes) as saved:
+        with SavedPages(Generations(where), places, memory.page_bytes) as saved:
             placed = put_image(memory, image, saved.read, parts.pages, parts.store)
         if placed.num_left_out:
             _warn(
-                f"{path}: {placed.num_left_out} of {num_pages} pages are computed again: "
-                f"{saved.num_damaged} do not match their checksums, and the others have no room or "
-                "are behind one of those"
+                f"{where}: {placed.num_left_out} of {num_pages} pages are computed again: "
+                f"{saved.num_damaged} cannot be read as they were written, and the others have no "
+                "room or are behind one of those"
             )
         return placed, saved.num_damaged
     put_agents(memory, image, {})
     if num_pages or parts.pages is None:
-        _warn(f"{path}: the agents' KV is computed again: {why}")
+        _warn(f"{where}: the agents' KV is computed again: {why}")
     return Placed(0, num_pages), 0
 
 
-def restore_values(parts: EngineParts, path: Path, manifest: dict[str, Any]) -> None:
+def restore_values(parts: EngineParts, where: SnapshotStore, manifest: dict[str, Any]) -> None:
     """Give agents the values that they kept; warn of those for which the host has no room. Before
     KV, which can be computed again."""
     values = manifest.get("values")  # a release before kept none
@@ -167,21 +169,21 @@ def restore_values(parts: EngineParts, path: Path, manifest: dict[str, Any]) -> 
     if left_out:
         agent, name = left_out[0][:2]
         _warn(
-            f"{path}: {len(left_out)} of {len(values['owners'])} values that agents kept are not "
+            f"{where}: {len(left_out)} of {len(values['owners'])} values that agents kept are not "
             f"restored, the first is {name!r} of agent {agent!r}: the host has no room; raise "
             "host_memory"
         )
 
 
 def restore_adapters(
-    adapters: AdapterRegistry, parts: EngineParts, path: Path, manifest: dict[str, Any]
+    adapters: AdapterRegistry, parts: EngineParts, where: SnapshotStore, manifest: dict[str, Any]
 ) -> None:
     """Read the adapters of the snapshot from their folders again, or from the snapshot where they
     were updated; warn of one that is gone, damaged, or has other content: its agents' calls are
     refused until it is added. Digests are of adapters as they lie in pages: with other pages, they
     say nothing of a folder."""
     has_digests = fits(parts, manifest)
-    pages_of = _updated_pages(path, manifest)
+    pages_of = _updated_pages(where, manifest)
     for name, folder, digest, *rest in manifest["adapters"]:
         model, form = (*rest, None, None)[:2]  # a release before had none
         try:
@@ -196,23 +198,23 @@ def restore_adapters(
                     raise AdapterError("its folder has other content now")
         except (AdapterError, ModelError) as error:
             _warn(
-                f"{path}: adapter {name!r} is not restored; calls that use it are refused until "
+                f"{where}: adapter {name!r} is not restored; calls that use it are refused until "
                 f"engine.adapters.add() adds it: {error}"
             )
 
 
-def _updated_pages(path: Path, manifest: dict[str, Any]) -> dict[str, Bytes2D]:
+def _updated_pages(where: SnapshotStore, manifest: dict[str, Any]) -> dict[str, Bytes2D]:
     """The pages of the adapters that a snapshot holds, by digest: those that are sound, up to the
     first that is not."""
     digests, places = digests_in_manifest(manifest), places_in(manifest)
     places = places[len(places) - len(digests) :]
-    with SavedPages(SnapshotFolder(path), places, manifest["page_bytes"]) as saved:
+    with SavedPages(Generations(where), places, manifest["page_bytes"]) as saved:
         return {
             digest: saved.read(index, len(places[index])) for index, digest in enumerate(digests)
         }
 
 
-def restore_models(models: ModelRegistry, path: Path, manifest: dict[str, Any]) -> None:
+def restore_models(models: ModelRegistry, where: SnapshotStore, manifest: dict[str, Any]) -> None:
     """Read the models beside the engine's own again; warn of one that is gone, or has other
     content: its agents' calls are refused until it is added."""
     for name, folder, dummy_weights, digest in manifest.get("models", ()):
@@ -220,19 +222,19 @@ def restore_models(models: ModelRegistry, path: Path, manifest: dict[str, Any]) 
             models.add(name, folder, dummy_weights)
         except ScaleSimError as error:
             _warn(
-                f"{path}: model {name!r} is not restored; calls on it are refused until "
+                f"{where}: model {name!r} is not restored; calls on it are refused until "
                 f"engine.add_model() adds it: {error}"
             )
             continue
         if models.known(name).value.digest.hex() != digest:
             _warn(
-                f"{path}: the files of model {name!r} have other content now; what its agents said "
-                "is computed again with it"
+                f"{where}: the files of model {name!r} have other content now; what its agents "
+                "said is computed again with it"
             )
 
 
 @contextmanager
-def reading_manifest(path: Path, number: int) -> Iterator[None]:
+def reading_manifest(where: SnapshotStore, number: int) -> Iterator[None]:
     """In its block, what a manifest's values break becomes a ``SnapshotError``."""
     try:
         yield
@@ -240,7 +242,7 @@ def reading_manifest(path: Path, number: int) -> Iterator[None]:
         raise
     except (LookupError, ValueError, TypeError, AttributeError, AssertionError) as error:
         raise SnapshotError(
-            f"{path}: generation {number} cannot be restored: {error!r:.200}; was it written by "
+            f"{where}: generation {number} cannot be restored: {error!r:.200}; was it written by "
             "another release?"
         ) from error
 
@@ -258,11 +260,11 @@ def state_in(manifest: dict[str, Any]) -> WorldState:
     return WorldState(manifest["advice"], RequestCounts.of(manifest["requests"]))
 
 
-def warn_of_lost_sources(path: Path, names: Sequence[str]) -> None:
+def warn_of_lost_sources(where: SnapshotStore, names: Sequence[str]) -> None:
     """Warn of sources that begin anew."""
     if names:
         _warn(
-            f"{path}: what the sources {', '.join(map(repr, names))} had said and learned is not "
+            f"{where}: what the sources {', '.join(map(repr, names))} had said and learned is not "
             "restored: give sources of these names, made with the same arguments, as sources="
         )
 
