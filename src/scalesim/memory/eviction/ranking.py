@@ -292,6 +292,7 @@ class EvictionRanking:
     def forget(self, segment: Segment) -> None:
         """Remove ``segment``, which left the tree, from all orders."""
         self._changed.pop(segment, None)
+        self._crowds.pop(segment, None)
         for order in (
             self._evictable,
             self._cleanable,

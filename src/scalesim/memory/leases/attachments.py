@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from scalesim.memory.lease import Attachment, AttachmentSpec, Lease
+from scalesim.memory.lease import WEIGHTS, Attachment, AttachmentSpec, Lease
 from scalesim.memory.leases.block_table import BlockTable
-from scalesim.memory.leases.weights import WEIGHTS
 from scalesim.memory.residency import Residency
+from scalesim.memory.tree.branches import salted
 from scalesim.memory.tree.segment import Branch, Segment
 
 
@@ -70,17 +70,9 @@ class Attachments:
 
 def branch_of(specs: Sequence[AttachmentSpec], salt: bytes, block_size: int) -> Branch | None:
     """Where the path of a request with these attachments and this salt branches off that of the
-    same tokens without them: with a salt, at the first block. ``None`` with neither. KV of another
-    model than the engine's own has a salt of that model."""
-    specs = [spec for spec in specs if spec.kind != WEIGHTS]
-    if not specs:
-        return Branch(0, _SALTED + salt) if salt else None
-    (spec,) = specs  # the tree keeps KV apart by one mark a block
-    branch = spec.branch(block_size)
-    if not salt:
-        return branch
-    place = branch.block.to_bytes(8, "little")
-    return Branch(0, _SALTED + salt + place + branch.mark)
-
-
-_SALTED = b"salt:"  # the marks of attachments have other lengths
+    same tokens without them: with a salt, or on a model beside the engine's own, at the first
+    block. ``None`` with nothing of that."""
+    branches = [spec.branch(block_size) for spec in specs if spec.kind != WEIGHTS]
+    weights = b"".join(spec.digest for spec in specs if spec.kind == WEIGHTS)
+    assert len(branches) <= 1, "the tree keeps KV apart by one mark a block"
+    return salted(branches[0] if branches else None, salt, weights)
