@@ -23,6 +23,7 @@ from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.replay.bound import Access, page_ids
 from scalesim.replay.content import sampling_key, tokens_of
 from scalesim.replay.leap import take_quiet_steps
+from scalesim.replay.models import BoundModels
 from scalesim.replay.runner import VirtualRunner
 from scalesim.requests.call import Call
 from scalesim.requests.request import Request
@@ -58,7 +59,7 @@ class Simulation:
 
     ``foresight`` replaces hints by the true times and numbers of calls. ``leap`` takes runs of
     decode steps at once. ``witness`` keeps the page accesses of every call. ``watch`` is called
-    with the log whenever calls have ended.
+    with the log whenever calls have ended. ``models`` have their weights in memory already.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Simulation:
         leap: bool = True,
         witness: bool = False,
         watch: Callable[[Log], None] = lambda log: None,
+        models: BoundModels | None = None,
     ) -> None:
         assert isinstance(parts.runner, VirtualRunner) and isinstance(parts.link, VirtualLink)
         self.loop = EngineLoop(parts)
@@ -78,7 +80,7 @@ class Simulation:
         self.log = Log()
         self.runner, self.link = parts.runner, parts.link
         self._foresight, self._leap, self._witness = foresight, leap, witness
-        self._watch = watch
+        self._watch, self._models = watch, models
         self._pages: dict[int, int] = {}
         self._ended: list[_Open] = []
         self._open: dict[AgentId | None, int] = {}  # calls under way
@@ -134,7 +136,9 @@ class Simulation:
             params = SamplingParams(max_tokens=traced.output.length, seed=0, ignore_eos=True)
             more_calls = self._rounds_to_come(traced) if self._foresight else traced.more_calls
             request = Request(tokens, traced.agent, params, more_calls=more_calls)
-            call = Call(request, model, tokens, None)
+            call = Call(request, model, tokens)
+            if self._models is not None:
+                call.attachments = (self._models.attachment(traced.agent),)
             call.submitted_s = self.link.now_s
             _Open(traced, call, self._ended)
             calls.append(call)
