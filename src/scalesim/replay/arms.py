@@ -80,7 +80,8 @@ class Outcome:
     fewest pages that had to be brought back to the device, given the order in which this policy
     served calls and what was there after the warm-up; ``least_disk_pages``: to device and host
     together; ``None`` if not asked for, with several models, or without a disk.
-    ``running_pages``: the most pages of KV that running calls held at once.
+    ``running_pages``: the most pages of KV that running calls held at once. ``num_waited``: with
+    several models, the calls that waited for any load.
     """
 
     policy: str
@@ -94,6 +95,7 @@ class Outcome:
     least_pages: int | None = None
     running_pages: int = 0
     least_disk_pages: int | None = None
+    num_waited: int | None = None
 
     @property
     def turns_per_s(self) -> float:
@@ -106,8 +108,10 @@ class Outcome:
 
     @property
     def waited(self) -> float:
-        """Share of the calls that waited for their state."""
-        return self.counters["demand_loads"] / max(1, self.turns)
+        """Share of the calls that waited for their state. With several models, one load of weights
+        is waited for by many calls; without, each load on demand is of one call."""
+        waits = self.counters["demand_loads"] if self.num_waited is None else self.num_waited
+        return waits / max(1, self.turns)
 
     @property
     def loaded_bytes(self) -> float:
@@ -179,11 +183,11 @@ def play(
     before: dict[str, float] = {}
     cached: set[int] = set()
     near: set[int] = set()
-    start_s, turns, index = 0.0, 0, 0
+    start_s, turns, waited, index = 0.0, 0, 0, 0
     for index, tick in enumerate(ticks):
         if index == warmup:
             before, start_s = counted(simulation), simulation.link.now_s
-            turns = simulation.log.turns
+            turns, waited = simulation.log.turns, len(simulation.log.waited)
             if witness:
                 cached = simulation.cached_pages()
                 near = simulation.cached_pages(on_host=True) if machine.disk_pages else near
@@ -199,6 +203,7 @@ def play(
         percentiles(log.first_token_s[turns:] or [0.0]),
         machine.geometry.page_bytes,
         {name: value - before.get(name, 0.0) for name, value in counted(simulation).items()},
+        num_waited=None if machine.models is None else len(log.waited) - waited,
     )
     return (bounded(machine, found, log, cached, near) if witness else found), simulation
 

@@ -28,17 +28,20 @@ from scalesim.replay.runner import VirtualRunner
 from scalesim.requests.call import Call
 from scalesim.requests.request import Request
 from scalesim.sampling.params import SamplingParams
+from scalesim.scheduler.sequence import Phase
 from scalesim.trace.trace import Hint, TraceCall, TraceTick
 
 
 @dataclass(slots=True)
 class Log:
     """Durations in virtual seconds: of each tick, and from each call to its first token.
+    ``waited`` are the ids of the sequences that waited for loads, of requests with weights.
     ``accesses`` are the calls' page accesses by order of admission, if asked for."""
 
     tick_s: list[float] = field(default_factory=list)
     first_token_s: list[float] = field(default_factory=list)
     turns: int = 0
+    waited: set[int] = field(default_factory=set)
     accesses: dict[int, Access] = field(default_factory=dict)
 
 
@@ -120,6 +123,9 @@ class Simulation:
     def _iterate(self) -> None:
         alive = self.loop.step()
         assert alive or self._ended, f"{len(self._open)} agents wait and nothing is under way"
+        if self._models is not None:
+            running = self.loop.scheduler.slots.sequences.values()
+            self.log.waited.update(each.id for each in running if each.phase is Phase.LOADING)
         if self._leap and not self._ended:
             take_quiet_steps(self.loop, self.runner, self.link)
         ended, self._ended[:] = list(self._ended), []
