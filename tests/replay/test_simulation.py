@@ -132,7 +132,7 @@ def parts(tags: bool) -> Any:
             device, BLOCK, max_num_seqs=RUNNING, max_num_rows=2 * RUNNING + 1,
             max_blocks_per_row=DEVICE,
         )  # fmt: skip
-    runner = VirtualRunner(inner, link, COST)
+    runner = VirtualRunner(inner, link, [COST])
     model = TextModel(512 if tags else 32_000, frozenset(), DEVICE * BLOCK, DEVICE * BLOCK)
     return replace(
         made, runner=runner, memory=memory, scheduler=scheduler, link=link, model=model,

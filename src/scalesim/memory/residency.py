@@ -104,6 +104,25 @@ class Residency:
             self.allocation_failed = pages is None
         return pages
 
+    def take_first(self, count: int, *, ahead_of: NextUse, runs: RunPlaces) -> list[int]:
+        """As many of the first of ``count`` device pages as can be had now, for a load ahead of
+        that use: of what has to be consecutive, whole ``runs`` (offset, length), in order."""
+        self._make_room(count, ahead_of)
+        count = min(count, self.device.num_free)
+        pages: list[int] = []
+        for offset, length in runs:
+            if offset + length > count:
+                return pages
+            run = self.compaction.take_run(length)
+            if run is None:
+                return pages
+            others = self.device.allocate(offset - len(pages))
+            assert others is not None, (offset, length, count)
+            pages += [*others, *run]
+        others = self.device.allocate(count - len(pages))
+        assert others is not None, (count, len(pages))
+        return pages + others
+
     def _take_runs(
         self, count: int, places: RunPlaces, ahead_of: NextUse | None, held: Collection[Segment]
     ) -> list[int] | None:

@@ -54,11 +54,12 @@ class Admission:
         """See ``MemoryManager.acquire``. What is on the disk and finds no room on the host is
         computed again."""
         found = self.lookup.find(tokens, num_blocks, attachments, salt, recall=recall)
-        if (
+        is_too_much = (
             found.must_wait
             and max_loading_pages is not None
             and self.waiters.num_pages + found.num_new_pages > max_loading_pages
-        ):
+        )
+        if is_too_much or any(segment.is_coming_in_part for segment in found.attached):
             self._merge_back(found.cached_end)
             return None
         state = None if agent is None else self.owners.agent(agent)
