@@ -23,6 +23,7 @@ from scalesim.memory.leases.waiters import LoadWaiters
 from scalesim.memory.owners import Owners
 from scalesim.memory.residency import Residency
 from scalesim.memory.tree.owner import AgentState
+from scalesim.memory.tree.page_runs import any_comes_in_parts
 from scalesim.memory.tree.segment import Segment
 from scalesim.memory.tree.walk import lineage
 
@@ -59,7 +60,7 @@ class Admission:
             and max_loading_pages is not None
             and self.waiters.num_pages + found.num_new_pages > max_loading_pages
         )
-        if is_too_much or any(segment.is_coming_in_part for segment in found.attached):
+        if is_too_much or any_comes_in_parts(found.attached):
             self._merge_back(found.cached_end)
             return None
         state = None if agent is None else self.owners.agent(agent)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from scalesim.memory.lease import AttachmentSpec
-from scalesim.memory.leases.attachments import Attachments, branch_of
+from scalesim.memory.leases.attachments import Attachments, branch_of, missing_of
 from scalesim.memory.leases.paths import (
     Path,
     above_disk,
@@ -47,10 +47,8 @@ class PrefixLookup:
         recall: bool = True,
     ) -> PrefixMatch:
         """What a request for ``num_blocks`` blocks in all would use; without ``recall``, nothing
-        that is on the disk only. May split segments. Raises ``AttachmentError`` for an attachment
-        that does not exist."""
-        size = self._tree.block_size
-        root = self._tree.root(TEXT)
+        that is on the disk only. Raises ``AttachmentError`` for an attachment that is not there."""
+        size, root = self._tree.block_size, self._tree.root(TEXT)
         num_tokens = len(tokens) // TOKEN_BYTES
         branch = branch_of(specs, salt, size)
         path = usable(self._tree.match(root, tokens, (num_tokens - 1) // size, branch))
@@ -60,17 +58,12 @@ class PrefixLookup:
         path = self._split_moving(path)
         num_shared = sum(count for _, count in path)
         must_wait = num_to_load > 0 or any(segment.device.transfer for segment, _ in path)
-        num_attachment_pages = 0
-        runs: list[tuple[int, int]] = []
-        for segment in attached:
-            if segment.runs:
-                runs += ((num_attachment_pages + at, n) for at, n in segment.missing_runs)
-            num_attachment_pages += segment.num_missing
-            must_wait = must_wait or segment.num_missing > 0 or segment.device.transfer is not None
-        num_new_pages = num_blocks - num_shared + num_to_load + num_attachment_pages
+        missing = missing_of(attached)
+        num_new_pages = num_blocks - num_shared + num_to_load + missing.num_pages
         return PrefixMatch(
             root, path, cached_end, branch, num_tokens, num_shared, num_to_load, num_to_recall,
-            specs, attached, num_attachment_pages, runs, num_new_pages, must_wait,
+            specs, attached, missing.num_pages, missing.runs, num_new_pages,
+            must_wait or missing.must_wait,
         )  # fmt: skip
 
     def _worth_having(

@@ -22,6 +22,7 @@ from scalesim.memory.prefetch.queue import PrefetchQueue
 from scalesim.memory.prefetch.stages import Stages
 from scalesim.memory.residency import Residency
 from scalesim.memory.tree.owner import AgentState
+from scalesim.memory.tree.page_runs import any_comes_in_parts
 from scalesim.memory.tree.segment import Segment
 from scalesim.memory.tree.walk import lineage
 
@@ -79,7 +80,7 @@ class Prefetcher:
         residency = self.residency
         upcoming = (agent for agent in self._upcoming if agent in self.due)
         for agent in chain(upcoming, iter(self.due.peek, None)):
-            if any(segment.is_coming_in_part for segment in agent.attached):
+            if any_comes_in_parts(agent.attached):
                 self.blocked_by = "link"  # the other parts follow these
                 return
             wanted = self.blocks_on_host_only(agent)
@@ -153,7 +154,7 @@ class Prefetcher:
                 parts.append((segment, pages[:blocks]))
             pages = pages[blocks:]
         residency.start_load(parts, demand=False)
-        if not any(segment.is_coming_in_part for segment in agent.attached):
+        if not any_comes_in_parts(agent.attached):
             self.due.discard(agent)
         return True
 
