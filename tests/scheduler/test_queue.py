@@ -110,6 +110,15 @@ def test_the_longest_work_goes_first_among_equal_priorities() -> None:
     assert [waiting.id for waiting in queue.line] == [3, 2, 4, 1]
 
 
+def test_the_oldest_is_told_by_its_number_in_whatever_order_they_came() -> None:
+    queue = queued(request(3, work=9), request(1), request(4, work=7), request(2, work=8))
+    served = []
+    while len(queue):
+        served.append(queue.next(nowhere))
+        queue.admitted(served[-1])
+    assert [one.id for one in served] == [3, 2, 1, 4]  # ``max_skips`` is 2
+
+
 def test_of_the_longest_the_resident_go_first() -> None:
     queue = queued(request(1, work=9), request(2, work=5), request(3, work=7))
     assert queue.next(nowhere).id == 1
