@@ -3,7 +3,9 @@ becomes of the old."""
 
 from __future__ import annotations
 
+import gc
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -14,10 +16,12 @@ import pytest
 
 from scalesim.engine.engine import Engine
 from scalesim.errors import AdapterError, ModelError, RequestError
+from scalesim.model.runner.cpu_models import ModelRunners
 from scalesim.requests.added_model import AddedModel
 from tests.engine.test_same_texts import check_empty
 from tests.engine.updates import ModelStorm, Said
 from tests.engine.world import SHAPE, said, tiny_engine
+from tests.inside import part
 from tests.model.adapter_folders import adapter_tensors, write_adapter
 from tests.model_folders import write_dummy_model
 
@@ -156,6 +160,26 @@ def test_a_call_runs_on_one_version_beside_another_thread() -> None:
                 break
         thread.join()
         assert first == numbers[-1]
+
+
+def test_a_call_that_is_made_keeps_its_version_until_it_is_handed_in_or_gone() -> None:
+    with tiny_engine(digests=True) as engine:
+        engine.add_model("guard", folder(0))
+        ada, options = engine.agent("ada", model="guard"), {**OPTIONS, "max_tokens": 5}
+
+        def asked(last: object) -> Iterator[Any]:
+            yield ada.request(PROMPT, **options)
+            engine.add_model("guard", folder(1), replace=True)
+            yield last
+
+        replies = engine.run(asked(ada.request(PROMPT, **options)))
+        assert said(replies) == truth([(PROMPT, 0), (PROMPT, 1)])  # type: ignore[arg-type]
+        with pytest.raises(RequestError):
+            engine.run(asked("no request"))  # the first one is never handed in
+        gc.collect()
+        engine.add_model("guard", folder(3), replace=True)
+        ada.generate(PROMPT, **options)
+        assert len(engine.parts.memory.weights) == len(part(engine, ModelRunners)) - 1 == 1
 
 
 def test_adapters_stay_with_models_of_their_shapes() -> None:

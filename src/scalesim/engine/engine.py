@@ -155,7 +155,7 @@ class Engine(AgentWorld):
     ) -> None:
         """Let agents run on a further model, ``path``, which is a Hugging Face folder or hub id:
         ``engine.agent(id, model=name)``. Settings, such as the dtype, are the engine's, but for
-        ``dummy_weights``: random ones, other ones for each model that is added.
+        ``dummy_weights``: random ones, other ones for each name.
 
         Its weights lie in the engine's pools, on pages like KV, and are moved by the soonest next
         use of its agents: more models than fit on the device can serve. Weights that are on no tier

@@ -3,11 +3,12 @@ pages, and made known to the runner."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
+from zlib import crc32
 
 from scalesim.config import EngineConfig
 from scalesim.errors import AdapterError, ModelError
@@ -15,7 +16,7 @@ from scalesim.memory.geometry import PageGeometry
 from scalesim.memory.leases.adapters import AdapterContent
 from scalesim.memory.leases.weights import WeightsContent
 from scalesim.model.adapters.folder import AdapterFolders
-from scalesim.model.adapters.layout import LayoutTable
+from scalesim.model.adapters.layout import LayoutTable, lora_sites
 from scalesim.model.checkpoint.config import ModelConfig
 from scalesim.model.checkpoint.loader import LoadedModel, load_model
 from scalesim.model.checkpoint.weights import Weights
@@ -50,10 +51,10 @@ class JoinModels:
     row_blocks: int
     make_text: MakeText
     add_runner: AddRunner
-    adapters: dict[ModelConfig, tuple[LayoutTable, AdapterHome]] = field(default_factory=dict)
+    adapters: dict[Hashable, tuple[LayoutTable, AdapterHome]] = field(default_factory=dict)
 
     def __call__(self, name: str, path: str | Path, number: int, dummy_weights: bool) -> AddedModel:
-        load = partial(self._load, path, number, dummy_weights)
+        load = partial(self._load, path, name, dummy_weights)
         loaded = load()
         shape, folder = loaded.config, str(path)
         if not isinstance(shape, ModelConfig):
@@ -88,13 +89,15 @@ class JoinModels:
         return AddedModel(name, folder, dummy_weights, text, number, weights, home, digest, forget)
 
     def _adapters_of(self, model: WeightLayout) -> tuple[LayoutTable, AdapterHome]:
-        """The layouts and the home of adapters of a model's shapes."""
+        """The layouts and the home of adapters of a model's shapes: all that they are made for."""
         shape, dtype = model.config, model.dtype
+        sites = lora_sites(shape)
+        shapes = shape.architecture, shape.num_layers, shape.vocab_size, shape.experts, sites, dtype
         folders = AdapterFolders(shape, dtype, self.page_bytes, LayoutTable())
-        mark = blake2b(repr((shape, dtype)).encode(), digest_size=16).digest()
+        mark = blake2b(repr(shapes).encode(), digest_size=16).digest()
         read = partial(self._read_adapter, folders)
         home = AdapterHome(read, folders.updated, folders.rebuilt, mark)
-        return self.adapters.setdefault(shape, (folders.layouts, home))
+        return self.adapters.setdefault(shapes, (folders.layouts, home))
 
     def _read_adapter(self, folders: AdapterFolders, path: str | Path) -> AdapterContent:
         found = folders(path)
@@ -105,9 +108,9 @@ class JoinModels:
             )
         return found
 
-    def _load(self, path: str | Path, number: int, dummy_weights: bool) -> LoadedModel:
+    def _load(self, path: str | Path, name: str, dummy_weights: bool) -> LoadedModel:
         return load_model(
-            path, dtype=self.config.dtype, dummy_weights=dummy_weights, seed=number,
+            path, dtype=self.config.dtype, dummy_weights=dummy_weights, seed=crc32(name.encode()),
             model_impl="native",
         )  # fmt: skip
 

@@ -123,12 +123,13 @@ class Bindings(ABC, Generic[T]):
 
     def known(self, name: str) -> Version[T]:
         """What ``name`` stands for. Raises this kind's error."""
-        if name not in self:
+        found = self._by_name.get(name) if isinstance(name, str) else None
+        if found is None:
             names = ", ".join(sorted(self._by_name)[:8]) or "none"
             raise self.error(
                 f"{self.noun} {shown(name)} is unknown, or was removed; there are: {names}"
             )
-        return self._by_name[name]
+        return found
 
     def _put(self, name: str, key: ContentKey, value: T, read: T, note: Any = None) -> None:
         """Let ``name`` stand for ``value``; ``read`` is the same with its pages. All commands of
