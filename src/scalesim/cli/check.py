@@ -38,11 +38,12 @@ def check(options: CheckOptions) -> int:
     start_s = time.monotonic()
     if options.kind == "kind":
         kind, num_values = _kind(load(options.object), options), max(1, options.steps // 10)
-        broken = broken_rule(options, lambda seed: try_kind(kind, seed, num_values))
+        reread: list[int] = []
+        broken = broken_rule(options, lambda seed: reread.append(try_kind(kind, seed, num_values)))
         print(
             broken
-            or f"kind {options.object}: {options.walks * num_values} values, in "
-            f"{time.monotonic() - start_s:.0f} s: nothing found"
+            or f"kind {options.object}: {options.walks * num_values} values, {sum(reread)} with an "
+            f"origin, in {time.monotonic() - start_s:.0f} s: nothing found"
         )
         return int(broken is not None)
     factories = factories_for(options)
@@ -95,10 +96,8 @@ def walks(options: CheckOptions) -> Iterator[MemoryWalk]:
     for seed in range(options.seed, options.seed + options.walks):
         pages, host, block_size = SHAPES[seed % len(SHAPES)]
         policy = ("deadline", "lru-swap")[seed // len(SHAPES) % 2]
-        adapters, blobs, models = 3 * (seed % 4 == 3), 2 * (seed % 4 == 1), 4 * (seed % 4 == 2)
-        shape = WorldShape(
-            pages, host, block_size, policy, seed, adapters, blobs=blobs, models=models
-        )
+        adapters, blobs = 3 * (seed % 4 == 3), 2 * (seed % 4 == 1)
+        shape = WorldShape(pages, host, block_size, policy, seed, adapters, blobs=blobs)
         yield MemoryWalk(shape, seed, options.steps)
 
 
