@@ -195,6 +195,17 @@ def integrations(session: nox.Session, framework: str) -> None:
     )
 
 
+@nox.session
+def stores(session: nox.Session) -> None:
+    """The disk tier and snapshots through S3's own protocol, on moto's server in the process.
+
+    A heavy client and a heavy server, so no part of what runs before a change is merged. What moto
+    needs in turn is not the project's, but s3fs is."""
+    install(session, "test")
+    session.install("-c", "constraints.txt", ".[remote]", "moto[server]")
+    session.run("pytest", "-q", "tests/engine/test_s3.py", "-m", "store", *session.posargs)
+
+
 SGLANG = "0.5.23"
 
 

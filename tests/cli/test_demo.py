@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from scalesim.cli import main, play
-from scalesim.cli.demo import first_difference
+from scalesim.cli import capacity, main, play
 from scalesim.cli.options import DemoOptions
-from scalesim.cli.play import Play, PlayScore, Said
+from scalesim.cli.play import Play, PlayScore, Said, play_tick
+from scalesim.cli.same_texts import first_difference
 from scalesim.cli.screen import Screen
 from scalesim.cli.stage import Stage
 from scalesim.cli.table import amount, cells
@@ -125,6 +125,38 @@ def test_an_arm_stands_still_while_others_play(
     assert max(queued) > 0, "no copy was under way between two rounds"
 
 
+def test_capacity_is_the_last_village_before_the_latency_doubles(
+    village_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A policy whose latency has doubled plays no larger village."""
+    played: list[tuple[str, int]] = []
+    costs = {"lru-recompute": (1.0, 2.1), "deadline": (1.0, 1.1, 1.9), "lru-swap": (1.0, 1.5, 2.1)}
+
+    def latency(self: PlayScore, share: float) -> float:
+        mine = [people for policy, people in played if policy == self.policy]
+        return costs[self.policy][len(mine) - 1]
+
+    original = capacity.live
+
+    def live(stage: Stage, policies: list[str]) -> list[Play]:
+        played.extend((policy, stage.agents) for policy in policies)
+        return original(stage, policies)
+
+    monkeypatch.setattr(capacity, "FEWEST_CALLS", 4)
+    monkeypatch.setattr(PlayScore, "latency_at", latency)
+    monkeypatch.setattr(capacity, "live", live)
+    assert main([*small(village_model, "--capacity", "15", "--policies", *costs)]) == 0
+    assert played == [
+        *((policy, people) for people in (3, 6) for policy in costs),
+        ("deadline", 12), ("lru-swap", 12),
+    ]  # fmt: skip
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.count("same texts") == 3
+    assert (
+        "3 people under lru-recompute, 12+ people under deadline, 6 people under lru-swap" in shown
+    )
+
+
 def test_a_policy_is_compared_round_by_round() -> None:
     """A slow minute of the machine changes the median of few rounds."""
     slow = PlayScore("lru-recompute", EngineStats(), Counters(), 1, (2.0, 4.0, 90.0, 6.0, 2.0))
@@ -216,6 +248,42 @@ def test_planted_difference_is_found(
     assert "same texts" not in shown and "Verdict" not in shown
 
 
+def test_people_are_asked_a_few_at_a_time_in_a_known_order(village_model: Path) -> None:
+    """The engine's clock moves from group to group, whoever waits is expected at a time of its own,
+    and whoever was asked when the village says; the texts do not change."""
+    stage = Stage.build(DemoOptions(agents=12, resident=3, model=str(village_model)))
+    asked: dict[float, list[float | None]] = {}  # by the clock: when they were expected
+    told: dict[str, float] = {}
+    clock = [0.0]
+    with stage.play("resident") as all_at_once, stage.play("deadline", at_once=2) as in_pairs:
+        for village in all_at_once, in_pairs:
+            for _ in village.opening():
+                pass
+        engine = in_pairs.engine
+        expect, submit, tick = engine.expect, engine.submit, engine.tick
+
+        def ticked(*, to: float) -> None:
+            clock.append(to)
+            tick(to=to)
+
+        def expected(next_uses: dict[str, float], *, absolute: bool) -> None:
+            told.update(next_uses)
+            expect(next_uses, absolute=absolute)
+
+        def submitted(request: Any) -> Any:
+            asked.setdefault(clock[-1], []).append(told.get(request.agent))
+            return submit(request)
+
+        engine.expect, engine.submit = expected, submitted  # type: ignore[method-assign,assignment]
+        engine.tick = ticked  # type: ignore[method-assign,assignment]
+        for _ in range(6):
+            play_tick([all_at_once, in_pairs], Play.round)
+        assert in_pairs.said == all_at_once.said
+    assert clock == sorted(clock) and {len(due) for due in asked.values()} == {1, 2}
+    later_groups = {now: due for now, due in asked.items() if abs(3 * now - round(3 * now)) > 1e-6}
+    assert later_groups and all(due == [now] * len(due) for now, due in later_groups.items())
+
+
 def test_a_missing_end_is_a_difference() -> None:
     one, two = Said(0, "Ada", "A", (65,), 1), Said(1, "Bob", "B", (66,), 2)
     assert first_difference({"a": [one, two], "b": [one, two]}) is None
@@ -236,6 +304,9 @@ def test_a_missing_end_is_a_difference() -> None:
         ("--policies oracle", "policy='oracle' must know what comes"),
         ("--agents 1153", "--agents 1153 is more than the village has names for, 1152"),
         ("--threads 100000", "--threads: 100000 must be"),
+        ("--capacity 5", "--capacity 5 is less than twice --resident 3"),
+        ("--capacity 1153", "--capacity 1153 is more than the village has names for, 1152"),
+        ("--capacity 6 --report x.html", "--report shows one village, --capacity has several"),
         ("--hardware abacus", "unknown hardware 'abacus'; there are: h100"),
         ("--link 0", "--link: 0 must be a share above 0 to 1"),
         ("--model no/such", "--model no/such has no config.json"),

@@ -145,6 +145,84 @@ def test_what_is_at_the_origin_may_change_only_with_an_assignment(tmp_path: Path
         assert state["board"] == board(tmp_path, 2)
 
 
+def test_what_was_changed_in_a_block_is_written_where_it_was_assigned_or_has_no_origin_now(
+    tmp_path: Path,
+) -> None:
+    with tiny_engine(host_pages=60) as engine:
+        engine.register_kind(BoardKind())
+        state = engine.agent("ada").state
+        state["board"] = board(tmp_path, 1)
+        with state.active():
+            state["board"].path = None  # its own from here on
+        assert state["board"].path is None and state["board"] == board(tmp_path, 1)
+        state["board"] = board(tmp_path, 1)
+        with state.active():
+            found = state["board"]
+            found.cells[:] = 5
+            found.path = None
+        assert (state["board"].cells == 5).all()
+        state["board"] = board(tmp_path, 1)
+        with state.active():
+            found = state["board"]
+            found.cells[:] = 6
+            np.save(found.path, found.cells)
+            state["board"] = found
+        assert (state["board"].cells == 6).all() and state["board"].path is not None
+
+
+def test_a_value_that_was_just_assigned_is_not_read_from_its_origin(tmp_path: Path) -> None:
+    """Its pages are on their way to the host; whoever asks for it waits for them."""
+    with tiny_engine(host_pages=60) as engine:
+        kind = BoardKind()
+        engine.register_kind(kind)
+        for turn in range(40):
+            state = engine.agent(turn).state
+            state["board"] = expected = board(tmp_path, turn % 7)
+            assert state["board"] == expected
+        assert kind.num_reads == 0
+
+
+def test_an_origin_that_did_not_answer_is_read_ahead_again_once_a_next_use_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Flaky(BoardKind):
+        answers = True
+
+        def reread(self, origin: str) -> Board:
+            found = super().reread(origin)
+            if not self.answers:
+                raise OSError("no answer")
+            return found
+
+    with tiny_engine(device_pages=40, host_pages=4) as engine:
+        kind = Flaky()
+        engine.register_kind(kind)
+        ada, memory = engine.agent("ada"), engine.parts.memory
+        ada.state["board"] = board(tmp_path, 1, 3)
+        ada.state["board"]  # the pages are there
+        engine.agent("bob").state["kept"] = board(None, 2, 3)  # takes their place
+        segment = memory.blobs.find("ada", "board").segment
+        assert not segment.host and not segment.device
+        del engine.agent("bob").state["kept"]
+        kind.answers = False
+        for _ in range(12):
+            ada.expect(1)
+            engine.agent("bob").generate("hello", max_tokens=4)
+            engine.tick()
+        failed = kind.num_reads
+        assert failed >= 3 and not segment.host and not segment.device
+        assert "could not be read ahead from their source, 3 times" in caplog.text
+        kind.answers = True
+        for _ in range(12):
+            ada.expect(1)
+            engine.agent("bob").generate("hello", max_tokens=4)
+            engine.tick()
+        assert segment.is_ready and kind.num_reads == failed + 1
+        used = engine.stats.prefetch_used_bytes
+        assert ada.state["board"] == board(tmp_path, 1, 3)
+        assert engine.stats.prefetch_used_bytes == used + 3 * PAGE_BYTES
+
+
 def test_a_value_without_an_origin_is_kept_and_changed_in_place() -> None:
     with tiny_engine() as engine:
         engine.register_kind(BoardKind())

@@ -35,6 +35,7 @@ CAMPAIGNS = {
             1_000_000,
             "operations on pools of 1 to 64 pages; books and contents compared after each",
             on_tags.operations,
+            least=1_000,
         ),
         Campaign(
             "schedules",
@@ -42,6 +43,7 @@ CAMPAIGNS = {
             10_000,
             "requests' lives under hostile schedules; books compared after each operation",
             on_tags.schedules,
+            least=100,
         ),
         Campaign(
             "aborts",
@@ -49,6 +51,7 @@ CAMPAIGNS = {
             100_000,
             "aborts at random phases; in the end every page is free",
             on_tags.aborts,
+            least=500,
         ),
         Campaign(
             "faults",
@@ -56,6 +59,7 @@ CAMPAIGNS = {
             lambda: len(on_faults.cases()),
             "every part fails at its N-th call, once or for ever; then nobody is lost",
             on_faults.run,
+            least=50,
         ),
         Campaign(
             "updates",
@@ -63,6 +67,7 @@ CAMPAIGNS = {
             10_000,
             "hot updates of adapters under load; each text is that of the weights of its hand-in",
             on_updates.run,
+            least=50,
         ),
         Campaign(
             "callers",
@@ -70,6 +75,7 @@ CAMPAIGNS = {
             len(on_callers.CASES),
             "hostile values beside a workload, checked and unchecked; its texts and pages compared",
             on_callers.run,
+            least=20,
         ),
         Campaign(
             "disconnects",
@@ -77,6 +83,7 @@ CAMPAIGNS = {
             10_000,
             "clients of the server leave at random moments; others are answered, nothing is left",
             on_clients.disconnects,
+            least=50,
         ),
         Campaign(
             "gather",
@@ -91,6 +98,7 @@ CAMPAIGNS = {
             lambda: len(interrupts.cases()),
             "Ctrl-C at every point of every kind of call; nothing is held, nothing runs on",
             interrupts.seed,
+            least=50,
         ),
         Campaign(
             "interleavings",
@@ -105,6 +113,7 @@ CAMPAIGNS = {
             1_000,
             "games of a tiny model on hostile streams; tokens and logits' bits against no swaps",
             on_models.swaps,
+            least=10,
         ),
         Campaign(
             "orders",
@@ -112,22 +121,25 @@ CAMPAIGNS = {
             256,
             "batch sizes 1 to 64, pools, policies, chunks, orders of threads; every logit's bits",
             on_models.orders,
+            least=8,
         ),
         Campaign(
             "kills",
             "kills",
             200,
             "programs with a snapshot a tick, killed by SIGKILL at random calls of functions; "
-            "texts compared, no more than the open tick is repeated",
+            "texts and values compared, no more than the open tick is repeated",
             kills.run,
+            least=10,
         ),
         Campaign(
             "damage",
             "damages",
             10_000,
-            "bits flipped and ends cut off in snapshots; each is seen, none crashes, texts "
-            "compared",
+            "bits flipped and ends cut off in snapshots; each is seen, none crashes, texts and "
+            "values compared",
             damage.run,
+            least=100,
         ),
         Campaign(
             "hostile",
@@ -136,6 +148,7 @@ CAMPAIGNS = {
             "random programs over the public API, smallest pools; texts against transformers, and "
             "nothing is left behind",
             on_programs.run,
+            least=10,
         ),
     )
 }
@@ -146,7 +159,12 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("names", nargs="+", choices=[*CAMPAIGNS, "all"], metavar="NAME")
     top.add_argument("--seed", type=int, default=0, help="the first")
     top.add_argument("--count", type=int, help="units in all; the campaign's goal if not given")
-    top.add_argument("--seconds", type=float, default=float("inf"), help="of processor time each")
+    top.add_argument(
+        "--seconds",
+        type=float,
+        default=float("inf"),
+        help="of processor time each; the campaign's least is done in any case",
+    )
     top.add_argument("--resume", type=Path, help="a file that keeps how far each has come")
     return top
 

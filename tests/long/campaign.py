@@ -18,13 +18,15 @@ Run = Callable[[int], Counter[str]]
 @dataclass(frozen=True)
 class Campaign:
     """``goal`` of what is counted as ``unit``, or what finds the number out; ``about`` says what is
-    checked, and when."""
+    checked, and when. ``least``: units that a call does whatever its seconds, so that a slow
+    machine does not make a campaign of a case or none."""
 
     name: str
     unit: str
     goal: int | Callable[[], int]
     about: str
     run: Run
+    least: int = 1
 
     @property
     def size(self) -> int:
@@ -78,10 +80,14 @@ def processor_s() -> float:
 def pursue(
     campaign: Campaign, state: State, *, count: int, seconds: float, path: Path | None
 ) -> bool:
-    """Seed after seed, until ``count`` units are done or ``seconds`` of processor time are spent in
-    this call; False if a seed failed. Prints a line in the end, and the replay of a failure."""
+    """Seed after seed, until ``count`` units are done; or ``seconds`` of processor time are spent
+    in this call, and the campaign's ``least`` units done. False if a seed failed. Prints a line in
+    the end, and the replay of a failure."""
     spent, kept_at = 0.0, time.monotonic()
-    while state.counts.get(campaign.unit, 0) < count and spent < seconds:
+    enough = min(count, state.counts.get(campaign.unit, 0) + campaign.least)
+    while (done := state.counts.get(campaign.unit, 0)) < count and (
+        spent < seconds or done < enough
+    ):
         start = processor_s()
         try:
             found = campaign.run(state.next_seed)

@@ -22,7 +22,10 @@ TEXTS_EVERY = 16  # so often the village plays on; the books are compared each t
 @cache
 def sound() -> tuple[Path, dict[int, list[list[list[int]]]]]:
     """A folder with two generations, and what the village says next, by generation."""
-    folder, village = Path(mkdtemp(prefix="scalesim-damage-")), Village(agents=6, seed=2)
+    folder, village = (
+        Path(mkdtemp(prefix="scalesim-damage-")),
+        Village(agents=6, seed=2, keeps=True),
+    )
     with Engine(parts()) as engine:
         village.play(engine, 2)
         first = engine.snapshot(folder, data=village.data())
@@ -30,7 +33,7 @@ def sound() -> tuple[Path, dict[int, list[list[list[int]]]]]:
         village.play(engine)
         second = engine.snapshot(folder, data=village.data())
     with Engine(parts()) as engine:
-        later = Village(agents=6, seed=2).play(engine, 6)
+        later = Village(agents=6, seed=2, keeps=True).play(engine, 6)
     assert one.tick == 2
     return folder, {first.generation: later[2:4], second.generation: later[3:5]}
 
@@ -63,8 +66,10 @@ def run(seed: int) -> Counter[str]:
             hit = [name for name, does in matters if does and f"-{max(expected):08d}" in name]
             assert told or not any(name.startswith("snapshot") for name in hit), matters
             assert told or (newest and not restored.num_damaged), matters
+            village = Village.of(restored.data)
+            found["values"] += village.check_values(engine)
             if seed % TEXTS_EVERY == 0:
-                said = Village.of(restored.data).play(engine, 2)
+                said = village.play(engine, 2)
                 assert said == expected[restored.generation], (seed, matters)
                 found["texts"] += 1
     return found

@@ -1,4 +1,5 @@
-"""Runs of the program that are killed and go on: nothing torn, nothing wrong, one tick repeated."""
+"""Runs of the program that are killed and go on: nothing torn, no wrong text or value, one tick
+repeated."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from scalesim.engine.engine import Engine
 from tests.snapshot.program import AGENTS
 from tests.snapshot.village import Village, parts
 
-TICKS, MAX_KILLS = 5, 4
+TICKS, MAX_KILLS, VILLAGES = 5, 8, 4
 ROOT = Path(__file__).parents[2]
 
 
@@ -26,50 +27,74 @@ def expected(seed: int) -> list[list[list[int]]]:
         return Village(agents=AGENTS, seed=seed).play(engine, TICKS)
 
 
-def start(folder: Path, log: Path, seed: int, kill_at: int) -> int | None:
-    """Run the program; the number of its calls, or ``None`` if it was killed."""
-    arguments = [str(folder), str(log), str(TICKS), str(seed), str(kill_at)]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.snapshot.program", *arguments],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    if done.returncode == -9:
-        return None
-    assert done.returncode == 0, done.stderr
-    return int(done.stdout)
+class Lives:
+    """Starts lives of the program, one after the other. A context manager."""
+
+    def __enter__(self) -> Lives:
+        self._parent = subprocess.Popen(
+            [sys.executable, "-m", "tests.snapshot.program"],
+            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        return self
+
+    def live(self, folder: Path, log: Path, seed: int, kill_at: int) -> int | None:
+        """A life; the number of its calls, or ``None`` if it was killed."""
+        ask, answer = self._parent.stdin, self._parent.stdout
+        assert ask is not None and answer is not None
+        ask.write(json.dumps([str(folder), str(log), TICKS, seed, kill_at]) + "\n")
+        ask.flush()
+        found = answer.readline().strip()
+        assert found, "a life failed, as it says above"
+        return None if found == "killed" else int(found)
+
+    def __exit__(self, *error: object) -> None:
+        self._parent.communicate()  # the end of its input is its end
 
 
-@cache
-def usual_calls(seed: int) -> int:
-    """How many calls a run makes that nobody kills."""
-    with TemporaryDirectory() as folder:
-        calls = start(Path(folder, "s"), Path(folder, "log"), seed, 0)
-    assert calls is not None
-    return calls
+_usual_calls: dict[int, int] = {}
+
+
+def usual_calls(lives: Lives, seed: int) -> int:
+    """How many calls a life makes that nobody kills."""
+    if seed not in _usual_calls:
+        with TemporaryDirectory() as root:
+            calls = lives.live(Path(root, "s"), Path(root, "log"), seed, 0)
+        assert calls is not None
+        _usual_calls[seed] = calls
+    return _usual_calls[seed]
 
 
 def run(seed: int) -> Counter[str]:
-    """A program that is killed until it is through, at random moments of each life."""
-    rng, num_kills, village = random.Random(seed), 0, seed % 4
+    """Programs that are killed until they are through, at random moments of each life."""
+    rng, found = random.Random(seed), Counter[str]()
+    with Lives() as lives:
+        for village in range(VILLAGES):
+            found += play(rng, lives, village)
+    return found
+
+
+def play(rng: random.Random, lives: Lives, village: int) -> Counter[str]:
+    """One program, of the village with this seed."""
+    num_kills, last, repeated = 0, 0, 0
     with TemporaryDirectory() as root:
         folder, log = Path(root, "s"), Path(root, "log")
-        last, repeated = 0, 0
         while True:
-            kill_at = 0 if num_kills == MAX_KILLS else rng.randrange(1, usual_calls(village))
-            is_over = start(folder, log, village, kill_at) is not None
+            most = usual_calls(lives, village) // 2  # so that one program has several ends
+            kill_at = 0 if num_kills == MAX_KILLS else rng.randrange(1, most)
+            is_over = lives.live(folder, log, village, kill_at) is not None
             num_kills += not is_over
             lines = log.read_text().splitlines() if log.exists() else []
             for line in lines[last:]:
                 found = json.loads(line)
-                assert found["said"] == expected(village)[found["tick"]], (seed, found)
+                assert found["said"] == expected(village)[found["tick"]], (village, found)
             if lines[last:]:
                 first = json.loads(lines[last])["tick"]
                 newest = json.loads(lines[last - 1])["tick"] if last else -1
-                assert first in (newest, newest + 1), (seed, newest, first)
+                assert first in (newest, newest + 1), (village, newest, first)
                 repeated += first == newest
             last = len(lines)
             if is_over:
                 break
         ticks = {json.loads(line)["tick"] for line in lines}
-        assert ticks == set(range(TICKS)), (seed, ticks)
+        assert ticks == set(range(TICKS)), (village, ticks)
     return Counter(kills=num_kills, programs=1, repeated=repeated)

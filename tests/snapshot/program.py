@@ -1,9 +1,10 @@
-"""``python -m tests.snapshot.program FOLDER LOG TICKS SEED KILL_AT``: a village that takes a
-snapshot after each tick, and goes on from the newest; killed by SIGKILL at its ``KILL_AT``-th call
-of a function, on whatever thread, or never (0).
+"""``python -m tests.snapshot.program``: lives of a village that takes a snapshot after each tick,
+and goes on from the newest. Agents keep values, which are compared after each restore.
 
-It prints how many calls it made. A line of ``LOG`` is a tick: its number, what was said, and what
-was damaged in the snapshot that the program began from.
+A line of the input is a life, in JSON: folder, log, ticks, seed, and the number of the call of a
+function, on whatever thread, at which the life ends by SIGKILL, or 0. Each is a process of its own;
+they have one parent, so that torch is imported once. The answer is a line: how many calls the life
+made, or ``killed``. A line of the log is a tick: its number, and what was said.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from pathlib import Path
 
@@ -33,12 +35,15 @@ def begin(folder: Path, seed: int) -> tuple[Engine, Village]:
         except SnapshotError as error:
             if "holds no manifest" not in str(error):
                 raise
-            return Engine(parts()), Village(agents=AGENTS, seed=seed)
+            return Engine(parts()), Village(agents=AGENTS, seed=seed, keeps=True)
     assert engine.restored is not None
-    return engine, Village.of(engine.restored.data)
+    village = Village.of(engine.restored.data)
+    village.check_values(engine)
+    return engine, village
 
 
-def main(folder: Path, log: Path, ticks: int, seed: int, kill_at: int) -> None:
+def live(folder: Path, log: Path, ticks: int, seed: int, kill_at: int) -> int:
+    """A life. Returns how many calls it made."""
     count = itertools.count(1)
     calls = 0
 
@@ -61,8 +66,28 @@ def main(folder: Path, log: Path, ticks: int, seed: int, kill_at: int) -> None:
                 file.write(line + "\n")
             engine.snapshot(folder, data=village.data())
     sys.setprofile(None)
-    print(calls)
+    return calls
+
+
+def main() -> None:
+    while line := sys.stdin.readline():
+        folder, log, *numbers = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                print(live(Path(folder), Path(log), *numbers), flush=True)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code == -signal.SIGKILL:
+            print("killed", flush=True)
+        elif code:
+            sys.exit(code)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:6]))
+    main()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from scalesim.errors import SnapshotError
 from scalesim.snapshot.block_index import MAX_FILES, BlockIndex, places_from_front
 from scalesim.snapshot.block_keys import BlockKeys
-from scalesim.snapshot.folder import SnapshotFolder
+from scalesim.snapshot.folder import Folder
+from scalesim.snapshot.generations import Generations
 from scalesim.snapshot.page_file import PageFileReader, PageFileWriter, PagePlace
-from scalesim.snapshot.seal import VERSION, read_sealed, seal, unseal, write_sealed
+from scalesim.snapshot.seal import VERSION, seal, unseal
 from scalesim.snapshot.values import decode, encode
 
 plain = st.none() | st.booleans() | st.integers(-(2**256), 2**256) | st.text() | st.floats()
@@ -94,25 +95,26 @@ def test_another_version_is_told_from_damage(monkeypatch: pytest.MonkeyPatch) ->
         unseal(newer, "it")
 
 
-def test_a_sealed_file_appears_whole(tmp_path: Path) -> None:
-    path = tmp_path / "snapshot-00000001"
-    write_sealed(path, b"one")
-    write_sealed(path, b"two")
-    assert read_sealed(path) == b"two" and os.listdir(tmp_path) == [path.name]
+def test_a_file_appears_whole(tmp_path: Path) -> None:
+    name, folder = "snapshot-00000001", Folder(tmp_path)
+    folder.write(name, b"one")
+    folder.write(name, b"two")
+    assert folder.read(name) == b"two" and folder.names() == [name]
     with pytest.raises(SnapshotError, match="missing"):
-        read_sealed(tmp_path / "none")
+        folder.read("none")
     with pytest.raises(SnapshotError, match="a folder"):
-        read_sealed(tmp_path)
+        folder.read(".")
 
 
 def test_pages_are_checked_one_by_one(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = rng.integers(0, 256, (6, 96)).astype(np.uint8)
-    writer = PageFileWriter(tmp_path / "pages", 3, 96)
+    folder = Folder(tmp_path)
+    writer = PageFileWriter(folder.create("pages"), 3, 96)
     places = [*writer.add(rows[:4]), *writer.add(rows[4:])]
     writer.finish()
     assert [(place.file, place.row) for place in places] == [(3, row) for row in range(6)]
-    with PageFileReader(tmp_path / "pages", 96) as reader:
+    with PageFileReader(folder.open("pages"), 96) as reader:
         found, sound = reader.read(places)
         assert all(sound) and np.array_equal(found, rows)
         wrong = [places[0]._replace(row=1), PagePlace(3, 99, 0), PagePlace(3, -9999, 0)]
@@ -124,15 +126,16 @@ def test_pages_are_checked_one_by_one(tmp_path: Path) -> None:
         broken = bytearray(whole)
         broken[at] ^= 1 << random_bit.randrange(8)
         (tmp_path / "pages").write_bytes(broken)
-        with PageFileReader(tmp_path / "pages", 96) as reader:
+        with PageFileReader(folder.open("pages"), 96) as reader:
             assert reader.read(places)[1].count(False) == 1
     (tmp_path / "pages").write_bytes(whole[:-1])
-    with PageFileReader(tmp_path / "pages", 96) as reader:
+    with PageFileReader(folder.open("pages"), 96) as reader:
         assert reader.read(places)[1] == [True] * 5 + [False]
 
 
 def test_generations(tmp_path: Path) -> None:
-    folder = SnapshotFolder(tmp_path / "a" / "b")
+    path = tmp_path / "a" / "b"
+    folder = Generations(Folder(path))
     files: dict[int, set[int]] = {}
     for number in range(1, 5):
         with folder.writing() as given_number:
@@ -141,26 +144,30 @@ def test_generations(tmp_path: Path) -> None:
             folder.commit(number, {"what": number})
             files[number] = {number, 1}
             folder.clean(files)
-    assert sorted(os.listdir(folder.path)) == [
+    assert sorted(os.listdir(path)) == [
         "lock", "pages-00000001", "pages-00000003", "pages-00000004", "snapshot-00000003",
         "snapshot-00000004",
     ]  # fmt: skip
     assert folder.newest().manifest == {"what": 4, "generation": 4}
-    folder.manifest_path(4).write_bytes(folder.manifest_path(3).read_bytes())
+    (path / "snapshot-00000004").write_bytes((path / "snapshot-00000003").read_bytes())
     found = folder.newest()  # sound, but not what its name says
     assert found.number == 3 and "not the manifest of generation 4" in found.damaged[0]
-    folder.manifest_path(3).unlink()
+    (path / "snapshot-00000003").unlink()
     with pytest.raises(SnapshotError, match="generation 4"):
         folder.newest()
     with folder.writing() as number:
         assert number == 5  # numbers only grow
 
 
+def writing(path: Path) -> AbstractContextManager[int]:
+    return Generations(Folder(path)).writing()
+
+
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
     refused = pytest.raises(SnapshotError, match="another engine writes")
-    with SnapshotFolder(tmp_path).writing(), refused, SnapshotFolder(tmp_path).writing():
+    with writing(tmp_path), refused, writing(tmp_path):
         pass
-    with SnapshotFolder(tmp_path).writing():
+    with writing(tmp_path):
         pass
 
 
@@ -168,7 +175,7 @@ def test_strangers_files_stay(tmp_path: Path) -> None:
     for name in ("notes.txt", "snapshot-1", "pages-00000001x", "snapshot-00000001.txt"):
         (tmp_path / name).write_text("mine")
     (tmp_path / "snapshot-00000009.part").write_text("half")
-    folder = SnapshotFolder(tmp_path)
+    folder = Generations(Folder(tmp_path))
     with folder.writing() as number:
         folder.commit(number, {})
         folder.clean({number: set()})

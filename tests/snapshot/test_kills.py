@@ -11,6 +11,5 @@ from tests.snapshot.kills import run
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
-@pytest.mark.parametrize("seed", range(2))
-def test_a_program_that_is_killed_goes_on(seed: int) -> None:
-    assert run(seed)["kills"] > 0
+def test_programs_that_are_killed_go_on() -> None:
+    assert run(0)["kills"] > 3

@@ -7,6 +7,9 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from scalesim.core import Int32s
 from scalesim.engine.engine import Engine
 from scalesim.engine.parts import EngineParts
 from scalesim.engine.world import AgentWorld
@@ -29,12 +32,14 @@ def parts(*, device_pages: int = 48, host_pages: int = 64, **more: Any) -> Engin
 @dataclass
 class Village:
     """``agents`` who speak in turns; each prompt is what the agent has heard and said so far, or
-    now and then a template, whose equal requests draw other tokens each time."""
+    now and then a template, whose equal requests draw other tokens each time. With ``keeps``, each
+    agent keeps what it has heard and said as a value of its state as well."""
 
     agents: int = 8
     seed: int = 0
     tick: int = 0
     texts: list[list[int]] = field(default_factory=list)  # by agent
+    keeps: bool = False
 
     def __post_init__(self) -> None:
         rng = random.Random(self.seed)
@@ -65,23 +70,36 @@ class Village:
                 assert isinstance(reply, Reply)
                 self.texts[agent] += reply.token_ids
                 said.append(list(reply.token_ids))
+        if self.keeps:
+            for agent in range(self.agents):
+                world.agent(f"a{agent}").state["heard"] = self._heard(agent)
         for agent in range(self.agents):
             world.agent(f"a{agent}").expect(rng.randrange(6))
         world.tick()
         self.tick += 1
         return said
 
+    def check_values(self, world: AgentWorld) -> int:
+        """Compare the values that agents keep with what they have heard and said, once a tick was
+        played; how many."""
+        for agent in range(self.agents):
+            found = world.agent(f"a{agent}").state["heard"]
+            assert np.array_equal(found, self._heard(agent)), (self.tick, agent, found)
+        return self.agents
+
+    def _heard(self, agent: int) -> Int32s:
+        return np.array(self.texts[agent], np.int32)
+
     def copy(self) -> Village:
         return Village.of(self.data())
 
     def data(self) -> bytes:
         """All that the program needs to go on."""
-        return json.dumps([self.agents, self.seed, self.tick, self.texts]).encode()
+        return json.dumps([self.agents, self.seed, self.tick, self.texts, self.keeps]).encode()
 
     @staticmethod
     def of(data: bytes) -> Village:
-        agents, seed, tick, texts = json.loads(data)
-        return Village(agents, seed, tick, texts)
+        return Village(*json.loads(data))
 
 
 def settled(engine: Engine) -> float:

@@ -155,6 +155,10 @@ class NeverRereads(SeriesKind):
         return StateKind.reread(self, origin)
 
 
+class HasNoReread(SeriesKind):
+    reread = StateKind.reread
+
+
 class TellsTooCheap(SeriesKind):
     def reread_s(self, origin: Any) -> float | None:
         return 0.3
@@ -185,6 +189,7 @@ LIES: list[tuple[type[SeriesKind], str]] = [
     (RereadsAnother, "reread"),
     (RereadsOnce, "reread"),
     (NeverRereads, "errors"),
+    (HasNoReread, "reread"),
     (TellsTooCheap, "cost"),
     (TellsTooDear, "cost"),
     (TellsNoNumber, "cost"),

@@ -36,6 +36,16 @@ def test_a_campaign_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.Capt
     assert "replay: python -m tests.long count --seed 7 --count 1" in out
 
 
+def test_a_call_does_the_least_whatever_its_seconds() -> None:
+    campaign = Campaign("count", "things", 100, "nothing", lambda seed: Counter(things=2), least=5)
+    state = load(None, campaign, 0)
+    for done in (6, 12):
+        assert pursue(campaign, state, count=100, seconds=0.0, path=None)
+        assert state.counts == {"things": done}
+    assert pursue(campaign, state, count=13, seconds=0.0, path=None)
+    assert state.counts == {"things": 14}
+
+
 @pytest.mark.parametrize(
     ("campaign", "seed"), [("operations", 449), ("operations", 1096), ("schedules", 888)]
 )

@@ -104,7 +104,10 @@ LIVES = Machine("walk through snapshots and forks", partial(walks, LASTING))
 STATE = Machine("state walk", partial(walks, WITH_STATE))
 MODELS = Machine("walk with models", partial(walks, WITH_MODELS))
 ENGINE = Machine("engine workload", workloads)
-POWER = Machine("power loss", lambda: iter([lambda build: worlds.power_fails(build.folder)]))
+POWER = Machine("power loss", lambda: iter([lambda build: worlds.power_fails(build.generations)]))
+STORE = Machine(
+    "a store that dies", lambda: iter([lambda build: worlds.store_dies(build.generations)])
+)
 READS = Machine("disk errors", lambda: iter([lambda build: worlds.disk_errs(build.reader)]))
 SLOTS = Machine(
     "slots turn over", lambda: iter([lambda build: worlds.slots_turn_over(build.store)])
@@ -250,9 +253,12 @@ BUGS = [
     Bug("cancelling a running request does nothing", "vLLM 51921", ENGINE,
         Build(scheduler=broken.EndsOnlyWhatWaits)),
     Bug("a stop string is overlooked", "–", ENGINE, Build(scheduler=broken.OverlooksStops)),
-    Bug("a manifest before its pages", "–", POWER, Build(folder=worlds.ManifestBeforeItsPages)),
+    Bug("a manifest before its pages", "–", POWER,
+        Build(generations=worlds.ManifestBeforeItsPages)),
+    Bug("a manifest before its objects", "–", STORE,
+        Build(generations=worlds.ManifestBeforeItsPages)),
     Bug("pages go that a snapshot refers to", "–", POWER,
-        Build(folder=worlds.ForgetsWhoElseRefers)),
+        Build(generations=worlds.ForgetsWhoElseRefers)),
     Bug("a page taken unchecked", "–", READS, Build(reader=worlds.TakesEveryPage)),
     Bug("a fork that shares a tail", "–", WORLDS, Build(memory=worlds.SharesTheTail)),
     Bug("a forks pages kept", "–", WORLDS, Build(memory=worlds.KeepsWhatAForkOwned)),

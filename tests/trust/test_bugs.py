@@ -18,6 +18,7 @@ from tests.trust import bugs
         bugs.MODELS,
         bugs.LIVES,
         bugs.POWER,
+        bugs.STORE,
         bugs.READS,
         bugs.SLOTS,
         bugs.WORLDS,

@@ -38,7 +38,7 @@ from scalesim.requests.prompt import Prompt, TextModel
 from scalesim.requests.request import Request
 from scalesim.sampling.params import SamplingParams
 from scalesim.scheduler.scheduler import Scheduler
-from scalesim.snapshot.folder import SnapshotFolder
+from scalesim.snapshot.generations import Generations
 from scalesim.snapshot.page_file import PageFileReader
 from scalesim.testing.bed import Factories
 from scalesim.testing.hostile_link import HostileLink
@@ -83,7 +83,7 @@ class Build(Factories):
     scheduler: type[Scheduler] = Scheduler
     sources: Callable[[], list[Source]] = list
     advise: Callable[[int], float] = float
-    folder: type[SnapshotFolder] = SnapshotFolder
+    generations: type[Generations] = Generations
     reader: type[PageFileReader] = PageFileReader
 
 

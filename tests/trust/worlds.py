@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -11,17 +12,20 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
+import pytest
+
 from scalesim.core import AgentId, Bytes2D
 from scalesim.engine.engine import Engine
 from scalesim.errors import SnapshotError, SnapshotWarning
 from scalesim.memory.disk.slot_store import SlotStore
 from scalesim.memory.manager import MemoryManager
-from scalesim.snapshot.folder import SnapshotFolder
+from scalesim.snapshot.generations import Generations
 from scalesim.snapshot.page_file import PageFileReader, PageFileWriter, PagePlace
 from scalesim.testing.bed import OURS
 from scalesim.testing.memory_world import AGENTS, MemoryWorld, WorldShape
 from scalesim.testing.tag_parts import THREAD_LINK
 from tests.snapshot import damage
+from tests.snapshot.dying import Dying, emptied
 from tests.snapshot.power import PowerLoss, left_of
 from tests.snapshot.village import Village, parts
 
@@ -31,12 +35,12 @@ FORKED_TICKS = 3
 # -- machines -------------------------------------------------------------------------------------
 
 
-def power_fails(folder: type[SnapshotFolder]) -> str | None:
+def power_fails(generations: type[Generations]) -> str | None:
     """Power fails at any moment of a snapshot: what is left must be sound, and a generation."""
     village = Village(agents=4)
     with (
         TemporaryDirectory() as root,
-        mock.patch("scalesim.engine.snapshots.SnapshotFolder", folder),
+        mock.patch("scalesim.engine.snapshots.Generations", generations),
     ):
         path = Path(root)
         with Engine(parts()) as engine:
@@ -57,10 +61,34 @@ def power_fails(folder: type[SnapshotFolder]) -> str | None:
     return None
 
 
+def store_dies(generations: type[Generations]) -> str | None:
+    """An object store stops answering at any moment of a snapshot: as ``power_fails``."""
+    url, village = "memory://bucket/world", Village(agents=4)
+    with (
+        emptied(),
+        mock.patch("scalesim.engine.snapshots.Generations", generations),
+        Engine(parts()) as engine,
+    ):
+        village.play(engine)
+        engine.snapshot(url, data=village.data())
+        for calls in range(12):
+            village.play(engine)
+            with pytest.MonkeyPatch.context() as patch, suppress(SnapshotError):
+                Dying(calls, patch)
+                engine.snapshot(url, data=village.data())
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", SnapshotWarning)
+                try:
+                    Engine.restore(url, parts()).close()
+                except (SnapshotError, SnapshotWarning) as error:
+                    return repr(error)
+    return None
+
+
 def disk_errs(reader: type[PageFileReader]) -> str | None:
     """Bits flip on the disk: no text may change."""
     damage.sound()
-    with mock.patch("scalesim.engine.restoring.PageFileReader", reader):
+    with mock.patch("scalesim.snapshot.generations.PageFileReader", reader):
         for seed in range(0, 40 * damage.TEXTS_EVERY, damage.TEXTS_EVERY):
             try:
                 damage.run(seed)
@@ -124,7 +152,7 @@ def worlds_part(memory: Callable[..., MemoryManager]) -> str | None:
 # -- what is broken -------------------------------------------------------------------------------
 
 
-class ManifestBeforeItsPages(SnapshotFolder):
+class ManifestBeforeItsPages(Generations):
     """The pages are brought to the disk when the manifest is there already."""
 
     def new_pages(self, number: int, page_bytes: int) -> PageFileWriter:
@@ -137,7 +165,7 @@ class ManifestBeforeItsPages(SnapshotFolder):
         self.later()
 
 
-class ForgetsWhoElseRefers(SnapshotFolder):
+class ForgetsWhoElseRefers(Generations):
     """Page files of earlier generations go, to which the newest one still refers."""
 
     def clean(self, page_files: Mapping[int, set[int]]) -> None:

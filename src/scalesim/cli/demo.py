@@ -6,18 +6,18 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from itertools import zip_longest
 
 import torch
-import xxhash
 from rich.console import RenderableType
 from rich.text import Text
 
+from scalesim.cli.capacity import capacity
 from scalesim.cli.options import DemoOptions
 from scalesim.cli.output import Output
 from scalesim.cli.picture import write_picture
-from scalesim.cli.play import PlayScore, Said
+from scalesim.cli.play import Play, PlayScore, Said, play_tick
 from scalesim.cli.report import write_report
+from scalesim.cli.same_texts import agreement, first_difference
 from scalesim.cli.screen import WIDE, Screen
 from scalesim.cli.stage import Stage
 from scalesim.cli.table import amount, caption, table, verdict
@@ -30,6 +30,8 @@ def demo(options: DemoOptions) -> int:
     options.check()
     torch.set_num_threads(options.threads)
     console = Output()
+    if options.capacity is not None:
+        return capacity(options, options.capacity, console)
     begin = time.perf_counter()
     stage = Stage.build(options)
     console.print(introduction(stage, options), highlight=False)
@@ -83,11 +85,7 @@ def play_all(
     stage: Stage, options: DemoOptions, console: Output, watch: DemoWatch | None = None
 ) -> tuple[list[PlayScore], dict[str, list[Said]], RenderableType]:
     """Run every policy on an engine of its own, side by side. Returns the scores, all texts by
-    policy, and what a wide live view shows in the end.
-
-    In each round of the village, the policies run one after another, in alternating order, so that
-    a slow minute of the machine affects all of them alike.
-    """
+    policy, and what a wide live view shows in the end."""
     with ExitStack() as stack:
         plays = [stack.enter_context(stage.play(policy)) for policy in options.policies]
         screen = stack.enter_context(Screen(console, plays, options.ticks))
@@ -95,17 +93,15 @@ def play_all(
             screen.opens(play)
             for _ in play.opening():
                 screen.opens(play)
+
+        def play_round(play: Play) -> bool:
+            with nullcontext() if watch is None else watch.round(play):
+                goes_on = play.round()
+            screen.played(play)
+            return goes_on
+
         for _ in range(options.ticks):
-            going = plays
-            while going:
-                rest = []
-                for play in reversed(going):
-                    with nullcontext() if watch is None else watch.round(play):
-                        goes_on = play.round()
-                    if goes_on:
-                        rest.append(play)
-                    screen.played(play)
-                going = rest
+            play_tick(plays, play_round)
         scores, texts = [play.score for play in plays], {play.policy: play.said for play in plays}
         return scores, texts, screen.picture(WIDE)
 
@@ -117,8 +113,9 @@ def introduction(stage: Stage, options: DemoOptions) -> str:
         f"[bold]{options.agents} agents live in a village.[/] Each owns about "
         f"{amount(stage.state_bytes / options.agents)} of KV, {amount(stage.state_bytes)} in all; "
         f"the device pool holds {amount(pool)}, the state of {options.resident} agents. An agent "
-        "is asked when a task of its plan ends or somebody is met; the engine is told how far off "
-        f"that is. A model of {stage.num_params / 1e6:.1f} M parameters speaks, and what it says "
+        "is asked when a task of its plan ends or somebody is met. How far off that is, its "
+        "invocation distance, is told to the engine, and the policy deadline goes by it. "
+        f"A model of {stage.num_params / 1e6:.1f} M parameters speaks, and what it says "
         f"decides what happens next. {voices}{stage.pace}\n"
     )
 
@@ -129,40 +126,3 @@ def speakers(score: PlayScore, options: DemoOptions) -> str:
         f"{score.engine.calls} calls in {options.ticks} ticks, each policy; {share:.0%} of the "
         f"agents spoke in a tick; {score.valid_actions:.0%} of the actions were valid."
     )
-
-
-def agreement(texts: Mapping[str, Sequence[Said]]) -> str:
-    said = next(iter(texts.values()))
-    return (
-        f"same texts: all {len(said)} texts, and the logits behind them, are the same under "
-        f"{len(texts)} policies ({digest(said)})"
-    )
-
-
-def first_difference(texts: Mapping[str, Sequence[Said]]) -> str | None:
-    """The first text of a policy that differs from the first policy's; ``None`` if all are
-    equal."""
-    (reference, expected), *others = texts.items()
-    for policy, said in others:
-        for ours, theirs in zip_longest(expected, said):
-            if ours != theirs:
-                return (
-                    f"{reference} ({digest(expected)}) and {policy} ({digest(said)}) part at "
-                    f"{describe(ours)} and {describe(theirs)}"
-                )
-    return None
-
-
-def describe(said: Said | None) -> str:
-    if said is None:
-        return "the end"
-    return f"tick {said.tick}, {said.who}: {said.text!r} (logits {said.logits:016x})"
-
-
-def digest(said: Sequence[Said]) -> str:
-    """The xxh3-64 of all texts, in order."""
-    state = xxhash.xxh3_64()
-    for utterance in said:
-        fields = f"{utterance.tick} {utterance.who} {utterance.token_ids} {utterance.logits}\n"
-        state.update(fields.encode())
-    return state.hexdigest()

@@ -87,6 +87,11 @@ class DemoOptions:
     """Threads that compute. The model is small: more of them wait for each other, mostly."""
     voices: tyro.conf.FlagCreatePairsOff[bool] = False
     """Give each person one of the model's voices: LoRA adapters in its folder voices."""
+    capacity: Annotated[int | None, COUNT] = None
+    """How many people until a call takes twice as long? Instead of one village, play villages of
+    --resident people, of twice as many, and so on up to this many, on the same device memory;
+    --agents and --ticks do not matter. People are asked four at a time, so that no call waits for
+    another."""
     report: Path | None = None
     """Write a page of charts and talk to this file, as HTML."""
     timeline: Path | None = None
@@ -97,16 +102,19 @@ class DemoOptions:
     def check(self) -> None:
         """Raise ``ConfigError`` for options that do not fit each other. Not done in
         ``__post_init__``: the parser would put a frame around that error."""
-        if self.resident > self.agents:
+        if self.capacity is None and self.resident > self.agents:
             raise ConfigError(
                 f"--resident {self.resident} is more than --agents {self.agents}; "
                 "lower it: the demo is about agents that do not fit"
             )
-        if self.agents > MOST_VILLAGERS:
-            raise ConfigError(
-                f"--agents {self.agents} is more than the village has names for, {MOST_VILLAGERS}; "
-                "lower it"
-            )
+        for option, people in ("agents", self.agents), ("capacity", self.capacity or 0):
+            if people > MOST_VILLAGERS:
+                raise ConfigError(
+                    f"--{option} {people} is more than the village has names for, "
+                    f"{MOST_VILLAGERS}; lower it"
+                )
+        if self.capacity is not None:
+            self._check_capacity(self.capacity)
         named(HARDWARE, self.hardware, "hardware")
         for option in ("report", "timeline", "picture"):
             if (path := getattr(self, option)) is not None:
@@ -120,6 +128,17 @@ class DemoOptions:
                 EngineConfig(policy=policy)
             if policy in self.policies[:index]:
                 raise ConfigError(f"--policies names {policy} twice; once is enough")
+
+    def _check_capacity(self, most: int) -> None:
+        """The sizes of villages follow from --resident and --capacity alone."""
+        if most < 2 * self.resident:
+            raise ConfigError(
+                f"--capacity {most} is less than twice --resident {self.resident}, the smallest "
+                "village; raise it"
+            )
+        for option in ("report", "timeline", "picture"):
+            if getattr(self, option) is not None:
+                raise ConfigError(f"--{option} shows one village, --capacity has several; drop one")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ A play does not depend on the screen or on other plays; the demo moves several p
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
@@ -23,7 +23,7 @@ from scalesim.memory.links.copy_threads import CopyThreads
 from scalesim.requests.reply import Reply
 from scalesim.requests.request import Request
 from scalesim.village.actions import SCHEMA
-from scalesim.village.world import Question, Village
+from scalesim.village.world import ROUND_TICKS, Question, Village
 
 Counts = TypeVar("Counts", EngineStats, Counters)
 MOST_TOKENS = 36
@@ -109,7 +109,8 @@ class Play:
     """A run of ``village`` on ``engine``, whose copies are made by ``link``. ``opening`` asks
     everyone for a first action, in groups; then each ``round`` plays a round. ``said`` has all
     texts, ``score`` the cost, ``states`` where each agent's state lay, by name, when the last round
-    ended. ``voices`` are folders of adapters, which the people take in turn.
+    ended. ``voices`` are folders of adapters, which the people take in turn. ``at_once``: how many
+    are asked at the same time, in the order of their questions; all of a round if ``None``.
 
     Between its rounds a play takes no time of others, and gets none: the engine computes on the
     caller's thread alone (``Engine.step``), and its link is paused.
@@ -123,8 +124,10 @@ class Play:
         policy: str,
         page_bytes: int,
         voices: Sequence[Path] = (),
+        at_once: int | None = None,
     ) -> None:
         self.engine, self.village, self._link = engine, village, link
+        self._at_once = at_once
         self.policy, self.page_bytes = policy, page_bytes
         self.names = [person.villager.name for person in village.people]
         self.said: list[Said] = []
@@ -142,15 +145,17 @@ class Play:
         }
         self._first_words_at = 0.0
         self._in_tick: set[int] = set()  # agents that were asked in this tick
+        self._due: dict[int, float] = {}  # when each agent is asked next, by the village
         self._before = self._counts()
 
     def opening(self) -> Iterator[None]:
         """Everybody's first action, a group at a time, and the end of that tick. Not counted."""
         questions = self.village.round()
         texts: list[str] = []
-        for start in range(0, len(questions), _OPENING):
+        size = self._at_once or _OPENING
+        for start in range(0, len(questions), size):
             with self._turn():
-                texts += self._texts(questions[start : start + _OPENING])
+                texts += self._texts(questions[start : start + size])
             yield
         self.village.hear(questions, texts)
         with self._turn():
@@ -213,6 +218,25 @@ class Play:
         )
 
     def ask(self, questions: Sequence[Question]) -> list[Reply]:
+        """The replies to the questions of a round, in their order."""
+        size = self._at_once or len(questions)
+        groups = [questions[first : first + size] for first in range(0, len(questions), size)]
+        if len(groups) == 1:
+            return self._ask_at_once(questions, {})
+        now, share = self.village.clock - ROUND_TICKS, ROUND_TICKS / len(groups)
+        turns = {one.who: now + i * share for i, group in enumerate(groups) for one in group}
+        replies: list[Reply] = []
+        for i, group in enumerate(groups):
+            self.engine.tick(to=now + i * share)
+            for question in group:
+                del turns[question.who]
+            replies += self._ask_at_once(group, turns)
+        return replies
+
+    def _ask_at_once(
+        self, questions: Sequence[Question], later: Mapping[int, float]
+    ) -> list[Reply]:
+        """``later``: when those are asked whose turn in this round comes after these."""
         requests = [
             Request(
                 self.village.messages(question),
@@ -223,7 +247,9 @@ class Play:
             for question in questions
         ]
         calls = [self.engine.submit(request) for request in requests]
-        self._expect()  # when they are asked after these calls: who has spoken makes room
+        # When they are asked after these calls: who has spoken makes room.
+        asked = {question.who for question in questions}
+        self._expect(asked, later)
         while not all(call.done for call in calls):
             self.engine.step()
         return [call.result() for call in calls]
@@ -249,14 +275,30 @@ class Play:
         self.engine.tick(to=self.village.clock)
         self._expect()
 
-    def _expect(self) -> None:
-        next_uses = self.village.expected()
+    def _expect(
+        self, asked: Collection[int] = (), later: Mapping[int, float] | None = None
+    ) -> None:
+        """Tell what changed, and of those that are ``asked`` when they are asked again; ``later``
+        goes before what the village says."""
+        changed = self.village.expected()
+        self._due |= changed
+        again = {who: self._due[who] for who in asked}
+        next_uses = changed | again | dict(later or {})
         self.engine.expect(
             {self._agents[who].id: at for who, at in next_uses.items()}, absolute=True
         )
 
     def _counts(self) -> tuple[EngineStats, Counters]:
         return replace(self.engine.stats), replace(self.engine.parts.memory.counters)
+
+
+def play_tick(plays: Sequence[Play], play_round: Callable[[Play], bool]) -> None:
+    """Play the next tick of several plays, round by round, one after another, in alternating order:
+    a slow minute of the machine affects all of them alike. ``play_round`` says whether the tick
+    goes on, like ``Play.round``."""
+    going = plays
+    while going:
+        going = [play for play in reversed(going) if play_round(play)]
 
 
 def since(now: Counts, before: Counts) -> Counts:

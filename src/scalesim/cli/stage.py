@@ -33,7 +33,7 @@ _MEASURED = 9  # chats whose prefill is measured
 @dataclass(frozen=True, slots=True)
 class Stage:
     """The model and the sizes of the pools. ``usual_pages`` hold an agent with a usual memory; the
-    device pool is sized by that."""
+    device pool is sized by that. ``longest_pages`` hold the longest memory."""
 
     agents: int
     seed: int
@@ -41,8 +41,8 @@ class Stage:
     num_params: int
     page_bytes: int
     usual_pages: int
+    longest_pages: int
     device_bytes: int
-    host_bytes: int
     pace: Pace
     voices: tuple[Path, ...] = ()  # folders of adapters
 
@@ -51,11 +51,15 @@ class Stage:
         """Bytes of the state of all agents."""
         return self.agents * self.usual_pages * self.page_bytes
 
+    @property
+    def host_bytes(self) -> int:
+        """The host pool holds all agents, with forgotten text that is not dropped yet."""
+        return 2 * self.agents * self.longest_pages * self.page_bytes
+
     @staticmethod
     def build(options: DemoOptions) -> Stage:
         """Load the model, measure its prefill, and size the pools. ``options.resident`` agents fit
-        into the device pool; the host pool holds all agents, with forgotten text that is not
-        dropped yet. Raises ``ConfigError``."""
+        into the device pool. Raises ``ConfigError``."""
         folder = OWN_MODEL if options.model is None else Path(options.model)
         voices = voices_of(folder) if options.voices else ()
         loaded = load_model(folder, place="cpu", model_impl="native")
@@ -82,8 +86,8 @@ class Stage:
             num_params=num_elements(shape),
             page_bytes=geometry.page_bytes,
             usual_pages=usual,
+            longest_pages=longest,
             device_bytes=pages * geometry.page_bytes,
-            host_bytes=2 * options.agents * longest * geometry.page_bytes,
             pace=Pace(hardware_named(options.hardware), here, token_bytes, options.link),
             voices=voices,
         )
@@ -101,9 +105,9 @@ class Stage:
         )
 
     @contextmanager
-    def play(self, policy: str) -> Iterator[Play]:
+    def play(self, policy: str, at_once: int | None = None) -> Iterator[Play]:
         """The village at its beginning, on a fresh engine. ``policy``: an engine's, or
-        ``BLOCKING_SWAP``."""
+        ``BLOCKING_SWAP``. ``at_once``: as of ``Play``."""
         blocks = policy == BLOCKING_SWAP
         config = self.config("lru-swap" if blocks else policy)
         parts = parts_for(self.model, config, around=BlockingLink if blocks else None)
@@ -112,7 +116,7 @@ class Stage:
         with Engine(replace(parts, time_s=link.time_s)) as engine:
             village = Village(self.agents, self.seed)
             try:
-                yield Play(engine, link, village, policy, self.page_bytes, self.voices)
+                yield Play(engine, link, village, policy, self.page_bytes, self.voices, at_once)
             finally:
                 link.resume()  # the engine waits for copies that have begun
 

@@ -22,7 +22,8 @@ from scalesim.requests.agent_registry import AgentEntry
 
 MAX_NAME_LEN = 256
 PATIENCE_S = 10.0
-"""How long an assignment waits for copies that hold host pages."""
+"""How long an assignment waits for copies that hold host pages, and a reading for pages that are
+being filled."""
 
 
 class BlobMapping(MutableMapping[str, Any]):
@@ -71,8 +72,7 @@ class BlobMapping(MutableMapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         if name in self._live:
             return self._live[name]
-        access, key = self._store(), self._entry.key
-        found: StoredValue = self._ask(lambda: access.read(key, name))
+        found = self._stored(name)
         rows = found.rows
         if rows is None:
             assert found.source is not None
@@ -86,8 +86,9 @@ class BlobMapping(MutableMapping[str, Any]):
         _checked_name(name)
         if not self._is_active:
             self._write(name, self._packed(value))
-        elif value is not self._live.get(name):
-            self._live[name] = self._view(*self._packed(value))
+        else:
+            if value is not self._live.get(name):
+                self._live[name] = self._view(*self._packed(value))
             self._found.pop(name, None)
 
     def __delitem__(self, name: str) -> None:
@@ -106,6 +107,17 @@ class BlobMapping(MutableMapping[str, Any]):
         """Bytes of each value, by name. In pages it takes whole ones."""
         return {name: form.num_bytes for name, form in self._forms().items()}
 
+    def _stored(self, name: str) -> StoredValue:
+        """The value as it lies in pages, once they are filled."""
+        access, key = self._store(), self._entry.key
+        pause = threading.Event()
+        deadline_s = self._parts.time_s() + PATIENCE_S
+        while True:
+            found: StoredValue = self._ask(lambda: access.read(key, name))
+            if not found.is_coming or self._parts.time_s() > deadline_s:
+                return found
+            pause.wait(0.001)
+
     def _forms(self) -> dict[str, ValueForm]:
         access, key = self._store(), self._entry.key
         found: dict[str, ValueForm] = self._ask(lambda: access.names(key))
@@ -121,11 +133,11 @@ class BlobMapping(MutableMapping[str, Any]):
 
     def _changed(self) -> dict[str, Packed]:
         """What a block of ``active`` has to write. Raises ``StateError`` for a value that was
-        changed in place, and is read again from its origin."""
+        changed in place, and is read again from the origin that it still has."""
         values = {}
         for name, value in self._live.items():
             mine, found = self._packed(value), self._found.get(name)
-            if found is None or found.origin is None:
+            if found is None or found.origin is None or found.origin != mine.form.origin:
                 values[name] = mine
             elif digest_of(self._parts.kinds.named(found.kind), mine) != found.digest:
                 raise StateError(

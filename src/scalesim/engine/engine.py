@@ -52,7 +52,8 @@ from scalesim.requests.limiter import RequestLimiter
 from scalesim.requests.model_registry import ModelRegistry
 from scalesim.requests.prepare import Intake
 from scalesim.requests.tickets import Desk
-from scalesim.snapshot.folder import Generation
+from scalesim.snapshot.generations import Generation
+from scalesim.snapshot.store import SnapshotStore, store_at
 from scalesim.trace.recorder import Recorder, check_new
 
 
@@ -174,7 +175,8 @@ class Engine(AgentWorld):
     # -- snapshots ----------------------------------------------------------------------------
 
     def snapshot(self, path: str | Path, *, data: bytes = b"") -> Snapshot:
-        """Write all that the simulation needs to go on to the folder ``path``, as a new generation:
+        """Write all that the simulation needs to go on to ``path``, a folder or the URL of an
+        object store (``"s3://bucket/prefix"``, as fsspec understands it), as a new generation:
         agents and their adapters' names, the clock, hints and what sources have learned, counts of
         equal requests, the values that agents keep, and KV. KV pages that an earlier generation has
         are not written again. The generation before is kept.
@@ -184,11 +186,11 @@ class Engine(AgentWorld):
         the open tick count as not yet made: a program that goes on from there makes the whole tick
         again. ``data`` is the program's own, for ``restored``. Forked worlds are no part of it.
 
-        Returns when the snapshot is on the disk: killed before that, the folder has the one before.
-        Raises ``SnapshotError`` for a folder that cannot be written to, or that another engine
-        writes to.
+        Returns when the snapshot is on the disk, or in the store: killed before that, ``path`` has
+        the one before. Raises ``SnapshotError`` where nothing can be written, or another engine
+        writes to the folder; a store knows no locks, so give each engine a prefix of its own.
         """
-        where = path_of("path", path, SnapshotError).expanduser().absolute()
+        where = store_at(path)
         instance("data", data, bytes, "encode it", SnapshotError)
         self._inbox.check_open()
         return self._snapshots.take(where, bytes(data))
@@ -203,8 +205,8 @@ class Engine(AgentWorld):
         sources: Iterable[Source] = (),
         **settings: Any,
     ) -> Engine:
-        """An engine that goes on from the newest sound snapshot in the folder ``path``; the other
-        arguments are those of ``Engine``. ``restored`` says what was restored.
+        """An engine that goes on from the newest sound snapshot in ``path``, a folder or a URL; the
+        other arguments are those of ``Engine``. ``restored`` says what was restored.
 
         The seed is the snapshot's. Sources go on from what those of the same names had learned.
         Adapters are read from their folders again. KV comes back if model, dtype, page layout and
@@ -212,7 +214,7 @@ class Engine(AgentWorld):
         which there is no room: with a ``SnapshotWarning``, as for all that is not restored. Raises
         ``SnapshotError`` where no generation can be read, and what ``Engine`` raises.
         """
-        where = path_of("path", path, SnapshotError).expanduser().absolute()
+        where = store_at(path)
         found = newest_in(where)
         voices = checked_voices(sources)
         engine = cls(model, config, **settings)
@@ -223,11 +225,11 @@ class Engine(AgentWorld):
             raise
         return engine
 
-    def _go_on_from(self, path: Path, found: Generation, voices: Sequence[Voice]) -> None:
+    def _go_on_from(self, where: SnapshotStore, found: Generation, voices: Sequence[Voice]) -> None:
         manifest, registry = found.manifest, self._agents.registry
-        with reading_manifest(path, found.number):
-            restore_models(self.models, path, manifest)
-            restore_adapters(self.adapters, self.parts, path, manifest)
+        with reading_manifest(where, found.number):
+            restore_models(self.models, where, manifest)
+            restore_adapters(self.adapters, self.parts, where, manifest)
             models = dict(manifest.get("agent_models", ()))
             for id, adapter in manifest["agents"]:
                 self.agent(id)
@@ -240,12 +242,12 @@ class Engine(AgentWorld):
             while not self._inbox.is_empty:  # nobody else has the engine yet
                 self._loop.run_command(self._inbox.take())
             changes, lost = self._go_on(state_in(manifest), voices)
-            restore_values(self.parts, path, manifest)
-            placed, num_damaged = restore_memory(self.parts, path, manifest)
+            restore_values(self.parts, where, manifest)
+            placed, num_damaged = restore_memory(self.parts, where, manifest)
             self._advice.tell(in_order(changes, manifest))
         for voice in voices:
             voice.heard_by(self._listener)
-        warn_of_lost_sources(path, lost)
+        warn_of_lost_sources(where, lost)
         self.restored = Restored(
             found.number, manifest["data"], len(registry), *placed, num_damaged
         )

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,8 +26,9 @@ from scalesim.memory.state import StateAccess
 from scalesim.requests.adapter_registry import AdapterRegistry
 from scalesim.requests.model_registry import ModelRegistry
 from scalesim.sampling.keys import RequestCounts
-from scalesim.snapshot.folder import Generation, SnapshotFolder
+from scalesim.snapshot.generations import Generation, Generations
 from scalesim.snapshot.page_file import PageFileReader, PagePlace
+from scalesim.snapshot.store import SnapshotStore
 
 
 class Restored(NamedTuple):
@@ -49,10 +49,10 @@ class SavedPages:
     does not match is counted in ``num_damaged``."""
 
     def __init__(
-        self, folder: SnapshotFolder, places: Sequence[Sequence[PagePlace]], page_bytes: int
+        self, generations: Generations, places: Sequence[Sequence[PagePlace]], page_bytes: int
     ) -> None:
         self.num_damaged = 0
-        self._folder, self._places, self._page_bytes = folder, places, page_bytes
+        self._generations, self._places, self._page_bytes = generations, places, page_bytes
         self._open = ExitStack()
         self._readers: dict[int, PageFileReader | None] = {}
 
@@ -73,7 +73,7 @@ class SavedPages:
     def _reader(self, file: int) -> PageFileReader | None:
         if file not in self._readers:
             try:
-                reader = PageFileReader(self._folder.pages_path(file), self._page_bytes)
+                reader = self._generations.open_pages(file, self._page_bytes)
                 self._readers[file] = self._open.enter_context(reader)
             except SnapshotError:
                 self._readers[file] = None
@@ -86,11 +86,11 @@ class SavedPages:
         self._open.close()
 
 
-def newest_in(path: Path) -> Generation:
-    """The newest sound generation in the folder ``path``. Raises ``SnapshotError``."""
-    found = SnapshotFolder(path).newest()
+def newest_in(where: SnapshotStore) -> Generation:
+    """The newest sound generation in ``where``. Raises ``SnapshotError``."""
+    found = Generations(where).newest()
     if found.damaged:
-        _warn(f"{path}: generation {found.number} is restored, since {'; '.join(found.damaged)}")
+        _warn(f"{where}: generation {found.number} is restored, since {'; '.join(found.damaged)}")
     return found
 
 
@@ -121,7 +121,9 @@ def fits(parts: EngineParts, manifest: dict[str, Any]) -> bool:
     )  # fmt: skip
 
 
-def restore_memory(parts: EngineParts, path: Path, manifest: dict[str, Any]) -> tuple[Placed, int]:
+def restore_memory(
+    parts: EngineParts, where: SnapshotStore, manifest: dict[str, Any]
+) -> tuple[Placed, int]:
     """Put what memory held into ``parts.memory``, which is empty; warn of what is left out. Returns
     what has found a place, and the number of damaged pages."""
     image, places, memory = image_in(manifest), places_in(manifest), parts.memory
@@ -135,22 +137,22 @@ def restore_memory(parts: EngineParts, path: Path, manifest: dict[str, Any]) -> 
             segment._replace(num_content=len(found))
             for segment, found in zip(image.segments, places, strict=True)
         ]
-        with SavedPages(SnapshotFolder(path), places, memory.page_bytes) as saved:
+        with SavedPages(Generations(where), places, memory.page_bytes) as saved:
             placed = put_image(memory, image, saved.read, parts.pages, parts.store)
         if placed.num_left_out:
             _warn(
-                f"{path}: {placed.num_left_out} of {num_pages} pages are computed again: "
-                f"{saved.num_damaged} do not match their checksums, and the others have no room or "
-                "are behind one of those"
+                f"{where}: {placed.num_left_out} of {num_pages} pages are computed again: "
+                f"{saved.num_damaged} cannot be read as they were written, and the others have no "
+                "room or are behind one of those"
             )
         return placed, saved.num_damaged
     put_agents(memory, image, {})
     if num_pages or parts.pages is None:
-        _warn(f"{path}: the agents' KV is computed again: {why}")
+        _warn(f"{where}: the agents' KV is computed again: {why}")
     return Placed(0, num_pages), 0
 
 
-def restore_values(parts: EngineParts, path: Path, manifest: dict[str, Any]) -> None:
+def restore_values(parts: EngineParts, where: SnapshotStore, manifest: dict[str, Any]) -> None:
     """Give agents the values that they kept; warn of those for which the host has no room. Before
     KV, which can be computed again."""
     values = manifest.get("values")  # a release before kept none
@@ -165,14 +167,14 @@ def restore_values(parts: EngineParts, path: Path, manifest: dict[str, Any]) -> 
     if left_out:
         agent, name = left_out[0][:2]
         _warn(
-            f"{path}: {len(left_out)} of {len(values['owners'])} values that agents kept are not "
+            f"{where}: {len(left_out)} of {len(values['owners'])} values that agents kept are not "
             f"restored, the first is {name!r} of agent {agent!r}: the host has no room; raise "
             "host_memory"
         )
 
 
 def restore_adapters(
-    adapters: AdapterRegistry, parts: EngineParts, path: Path, manifest: dict[str, Any]
+    adapters: AdapterRegistry, parts: EngineParts, where: SnapshotStore, manifest: dict[str, Any]
 ) -> None:
     """Read the adapters of the snapshot from their folders again; warn of one that is gone, or has
     other content: its agents' calls are refused until it is added. Digests are of adapters as they
@@ -189,12 +191,12 @@ def restore_adapters(
                 raise AdapterError("its folder has other content now")
         except (AdapterError, ModelError) as error:
             _warn(
-                f"{path}: adapter {name!r} is not restored; calls that use it are refused until "
+                f"{where}: adapter {name!r} is not restored; calls that use it are refused until "
                 f"engine.adapters.add() adds it: {error}"
             )
 
 
-def restore_models(models: ModelRegistry, path: Path, manifest: dict[str, Any]) -> None:
+def restore_models(models: ModelRegistry, where: SnapshotStore, manifest: dict[str, Any]) -> None:
     """Read the models beside the engine's own again; warn of one that is gone, or has other
     content: its agents' calls are refused until it is added."""
     for name, folder, dummy_weights, digest in manifest.get("models", ()):
@@ -202,19 +204,19 @@ def restore_models(models: ModelRegistry, path: Path, manifest: dict[str, Any]) 
             models.add(name, folder, dummy_weights)
         except ScaleSimError as error:
             _warn(
-                f"{path}: model {name!r} is not restored; calls on it are refused until "
+                f"{where}: model {name!r} is not restored; calls on it are refused until "
                 f"engine.add_model() adds it: {error}"
             )
             continue
         if models.known(name).weights.digest.hex() != digest:
             _warn(
-                f"{path}: the files of model {name!r} have other content now; what its agents said "
-                "is computed again with it"
+                f"{where}: the files of model {name!r} have other content now; what its agents "
+                "said is computed again with it"
             )
 
 
 @contextmanager
-def reading_manifest(path: Path, number: int) -> Iterator[None]:
+def reading_manifest(where: SnapshotStore, number: int) -> Iterator[None]:
     """In its block, what a manifest's values break becomes a ``SnapshotError``."""
     try:
         yield
@@ -222,7 +224,7 @@ def reading_manifest(path: Path, number: int) -> Iterator[None]:
         raise
     except (LookupError, ValueError, TypeError, AttributeError, AssertionError) as error:
         raise SnapshotError(
-            f"{path}: generation {number} cannot be restored: {error!r:.200}; was it written by "
+            f"{where}: generation {number} cannot be restored: {error!r:.200}; was it written by "
             "another release?"
         ) from error
 
@@ -240,11 +242,11 @@ def state_in(manifest: dict[str, Any]) -> WorldState:
     return WorldState(manifest["advice"], RequestCounts.of(manifest["requests"]))
 
 
-def warn_of_lost_sources(path: Path, names: Sequence[str]) -> None:
+def warn_of_lost_sources(where: SnapshotStore, names: Sequence[str]) -> None:
     """Warn of sources that begin anew."""
     if names:
         _warn(
-            f"{path}: what the sources {', '.join(map(repr, names))} had said and learned is not "
+            f"{where}: what the sources {', '.join(map(repr, names))} had said and learned is not "
             "restored: give sources of these names, made with the same arguments, as sources="
         )
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,8 +29,9 @@ from scalesim.requests.agent_registry import AgentRegistry, ForkedId
 from scalesim.requests.model_registry import ModelRegistry
 from scalesim.snapshot.block_index import BlockIndex, Keys, Places, places_from_front
 from scalesim.snapshot.block_keys import TOKEN_BYTES, BlockKeys
-from scalesim.snapshot.folder import SnapshotFolder
+from scalesim.snapshot.generations import Generations
 from scalesim.snapshot.page_file import PageFileWriter, PagePlace
+from scalesim.snapshot.store import SnapshotStore
 
 PIECE_BYTES = 8 << 20
 """Pages that are copied between two steps: some milliseconds."""
@@ -39,11 +39,11 @@ AskEngine = Callable[[Callable[[], Any]], Any]
 
 
 class Snapshot(NamedTuple):
-    """A snapshot that was written: generation ``generation`` in ``path``, of ``num_agents`` agents
-    at ``tick`` of the clock. It refers to ``num_pages`` pages, of which it wrote
-    ``num_new_pages``."""
+    """A snapshot that was written: generation ``generation`` in ``path``, a folder or a URL, of
+    ``num_agents`` agents at ``tick`` of the clock. It refers to ``num_pages`` pages, of which it
+    wrote ``num_new_pages``."""
 
-    path: Path
+    path: str
     generation: int
     tick: float
     num_agents: int
@@ -86,24 +86,24 @@ class Snapshots:
         self._lock = threading.Lock()
         self._block_bytes = parts.memory.block_size * TOKEN_BYTES
         self._keys: BlockKeys | None = None
-        self._index: tuple[Path, BlockIndex] | None = None  # of the folder written to last
+        self._index: tuple[str, BlockIndex] | None = None  # of the store written to last
 
-    def take(self, path: Path, data: bytes) -> Snapshot:
+    def take(self, store: SnapshotStore, data: bytes) -> Snapshot:
         """See ``Engine.snapshot``."""
         with self._lock:
-            folder = SnapshotFolder(path)
+            generations = Generations(store)
             try:
-                with folder.writing() as number:
-                    return self._write(folder, number, data)
+                with generations.writing() as number:
+                    return self._write(generations, number, data)
             except OSError as error:
                 self._index = None
-                raise SnapshotError(f"{path} cannot be written to: {error}") from error
+                raise SnapshotError(f"{store} cannot be written to: {error}") from error
 
-    def _write(self, folder: SnapshotFolder, number: int, data: bytes) -> Snapshot:
+    def _write(self, generations: Generations, number: int, data: bytes) -> Snapshot:
         identity = self._parts.kv_identity()
         if self._keys is None:
             self._keys = BlockKeys(identity, self._block_bytes)
-        index = self._index_of(folder, identity)
+        index = self._index_of(generations, identity)
         moment: SnapshotMoment = self._ask(self._take_moment)
         segments = moment.image.segments
         keys = self._keys.of_image(segments)
@@ -112,16 +112,17 @@ class Snapshots:
             for of_segment, segment in zip(keys, segments, strict=True)
         ]
         known = index.worth_keeping(key for of_segment in held for key in of_segment)
-        fresh = self._write_pages(folder, number, moment.live, held, known)
+        fresh = self._write_pages(generations, number, moment.live, held, known)
         parents = [segment.parent for segment in segments]
         places = places_from_front(keys, parents, {**known, **fresh})
-        folder.commit(number, self._manifest(moment, identity, places, data))
+        generations.commit(number, self._manifest(moment, identity, places, data))
         self._keys.forget_unused()
         index = index.after(number, keys, places)
-        folder.clean(index.files)
-        self._index = folder.path, index
+        generations.clean(index.files)
+        where = str(generations.store)
+        self._index = where, index
         return Snapshot(
-            folder.path, number, moment.world.advice["now"], len(moment.agents),
+            where, number, moment.world.advice["now"], len(moment.agents),
             len(index.places), len(fresh),
         )  # fmt: skip
 
@@ -147,7 +148,7 @@ class Snapshots:
 
     def _write_pages(
         self,
-        folder: SnapshotFolder,
+        generations: Generations,
         number: int,
         live: LiveBlocks,
         keys: Keys,
@@ -160,7 +161,7 @@ class Snapshots:
         fresh: dict[bytes, PagePlace] = {}
         if pages is None:
             return fresh
-        writer = folder.new_pages(number, page_bytes)
+        writer = generations.new_pages(number, page_bytes)
         try:
             for piece in pieces:
                 self._write_piece(writer, live, piece, keys, pages, fresh)
@@ -220,20 +221,19 @@ class Snapshots:
             "data": data,
         }
 
-    def _index_of(self, folder: SnapshotFolder, identity: str) -> BlockIndex:
-        """What the newest generation in ``folder`` refers to. Raises ``SnapshotError`` where there
+    def _index_of(self, generations: Generations, identity: str) -> BlockIndex:
+        """What the newest of ``generations`` refers to. Raises ``SnapshotError`` where there
         are generations and none is sound: they are not written over."""
-        newest = folder.newest_number()
-        path, index = self._index or (None, BlockIndex())
-        if path != folder.path or index.generation != newest:
-            index = self._read_index(folder, identity) if newest else BlockIndex()
-        files = {place.file for place in index.places.values()}
-        gone = {file for file in files if not folder.pages_path(file).exists()}
+        newest = generations.newest_number()
+        where, index = self._index or (None, BlockIndex())
+        if where != str(generations.store) or index.generation != newest:
+            index = self._read_index(generations, identity) if newest else BlockIndex()
+        gone = {place.file for place in index.places.values()} - generations.page_files()
         return index.without_files(gone) if gone else index
 
-    def _read_index(self, folder: SnapshotFolder, identity: str) -> BlockIndex:
+    def _read_index(self, generations: Generations, identity: str) -> BlockIndex:
         assert self._keys is not None
-        newest = folder.newest()
+        newest = generations.newest()
         image, places = image_in(newest.manifest), places_in(newest.manifest)
         index = BlockIndex().after(newest.number, self._keys.of_image(image.segments), places)
         if newest.manifest["identity"] == identity:

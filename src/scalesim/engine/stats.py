@@ -30,7 +30,7 @@ class EngineStats:
     saved_bytes: int = 0  # from the device to the host
     spilled_bytes: int = 0  # from the host to the disk
     unspilled_bytes: int = 0  # from the disk to the host
-    read_bytes: int = 0  # of adapters, from their folders
+    read_bytes: int = 0  # into pages from sources: adapters' folders, values' origins; failed too
     prefetched_bytes: int = 0  # of those loaded, before anybody asked
     prefetch_used_bytes: int = 0  # of those, asked for in time
     prefetch_wasted_bytes: int = 0  # of those, gone again before anybody asked

@@ -68,8 +68,8 @@ class StateKind(ABC):
         return None
 
     def reread(self, origin: Any) -> Any:
-        """The value at ``origin``, with the content of before. Raises ``NotImplementedError``
-        unless the kind has one."""
+        """The value at ``origin``, with the content of before. A kind that gives origins has
+        one."""
         raise NotImplementedError(f"kind {self.name!r} gives origins, and has no reread()")
 
     def reread_s(self, origin: Any) -> float | None:
@@ -109,7 +109,7 @@ class Packed(NamedTuple):
 
 def packed(kind: StateKind, value: Any, page_bytes: int) -> Packed:
     """``value`` of ``kind`` in pages. Raises ``StateError`` where the kind tells another size than
-    it packs, or gives a form or an origin that is not plain."""
+    it packs, gives a form or an origin that is not plain, or an origin and has no ``reread``."""
     form = plain(kind.form(value), f"form of kind {kind.name!r}")
     given = kind.pack(value)
     if isinstance(given, np.ndarray):
@@ -126,6 +126,11 @@ def packed(kind: StateKind, value: Any, page_bytes: int) -> Packed:
     found = Packed(ValueForm(told, kind.name, form, origin), in_rows(data, page_bytes))
     if origin is None:
         return found
+    if type(kind).reread is StateKind.reread:
+        raise StateError(
+            f"kind {kind.name!r} gives the origin {shown(origin)}, and has no reread(): write it, "
+            "or give no origin"
+        )
     return found._replace(form=found.form._replace(digest=digest_of(kind, found)))
 
 

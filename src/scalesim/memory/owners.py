@@ -54,7 +54,8 @@ class Owners:
         return state
 
     def set_next_uses(self, advice: Iterable[tuple[AgentId, float | None]]) -> None:
-        """Set the next uses of agents, in ticks of the clock, in this order; ``None`` = unknown."""
+        """Set the next uses of agents, in ticks of the clock, in this order; ``None`` = unknown.
+        A source of theirs that could not be read is tried again."""
         for id, next_use in advice:
             state = self.agent(id)
             if next_use != next_use:
@@ -63,6 +64,9 @@ class Owners:
                 continue
             state.expect(next_use, self._ranking.next_seq())
             self._crowds_change(state, state.attached)
+            for segment in state.attached:
+                if segment.failed_saves:  # its source may answer by now
+                    segment.read_from(segment.source, segment.num_blocks)
             if state.may_be_ranked:
                 self._refresh_paths(state)
             self._queue.add(state)

@@ -16,12 +16,13 @@ from collections.abc import Collection, Sequence
 from typing import TypeAlias
 
 from scalesim.core import Fence
+from scalesim.foreign import words_of
 from scalesim.memory.compaction import Compaction, MovePages
 from scalesim.memory.counters import Counters
 from scalesim.memory.disk.moves import DiskMoves
 from scalesim.memory.drops import Drops, ResidencyListener
 from scalesim.memory.eviction.load_or_recompute import LoadOrRecompute
-from scalesim.memory.eviction.ranking import EvictionRanking
+from scalesim.memory.eviction.ranking import MAX_SAVE_FAILURES, EvictionRanking
 from scalesim.memory.links.link import Copies, PageSource
 from scalesim.memory.room import Room
 from scalesim.memory.tiers import Tier, Tiers
@@ -381,6 +382,12 @@ class Residency:
             self.ranking.refresh(segment)
             if transfer.direction == "up" or transfer.purpose == "fill":
                 self._listener.host_changed(segment)
+            if transfer.purpose == "fill" and segment.failed_saves == MAX_SAVE_FAILURES:
+                _log.warning(
+                    "%d pages could not be read ahead from their source, %d times: they are read "
+                    "when they are asked for, and ahead again once a next use of their agent is "
+                    "told: %s", segment.num_blocks, MAX_SAVE_FAILURES, words_of(transfer.error),
+                )  # fmt: skip
         for segment, _ in list(transfer.parts):
             if segment.is_attachment:
                 self.drops.drop_if_removed(segment)

@@ -26,11 +26,12 @@ from scalesim.memory.tree.segment import Segment
 class StoredValue(NamedTuple):
     """A value as it lies in pages: ``rows``, uint8 ``[num_pages, page_bytes]``, an array or, where
     they were read from a device, a tensor there; ``None`` where the value has to be read from its
-    ``source``."""
+    ``source``, unless it ``is_coming``: its pages are being filled."""
 
     form: ValueForm
     rows: Any
     source: PageSource | None
+    is_coming: bool = False
 
 
 class StateAccess:
@@ -49,13 +50,14 @@ class StateAccess:
         blob = self._memory.blobs.find(agent, name)
         segment = blob.segment
         if segment.is_ready:
+            self._memory.counters.prefetch_used += segment.take_prefetched()
             self._memory.ranking.touch(segment)
             self._memory.ranking.refresh(segment)
             rows = self._access.read_there(list(segment.device))
         elif segment.host.valid == segment.num_blocks:
             rows = self._access.read("host", list(segment.host))
         else:
-            rows = None
+            return StoredValue(blob.form, None, blob.source, segment.is_moving)
         return StoredValue(blob.form, rows, blob.source)
 
     def write(self, agent: AgentId, name: str, form: ValueForm, rows: Bytes2D) -> int | None:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from scalesim.snapshot.folder import KEPT
+from scalesim.snapshot.generations import KEPT
 from scalesim.snapshot.page_file import PagePlace
 
 MAX_FILES = 16

@@ -7,19 +7,16 @@ manifests that refer to the page: a page that does not match is a miss, and is c
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
 
 from scalesim.core import Bytes2D
-from scalesim.errors import SnapshotError
-from scalesim.regular_file import open_regular
 from scalesim.snapshot.seal import seal
+from scalesim.snapshot.store import NewFile, OpenFile
 from scalesim.snapshot.values import encode
 
 HEADER_BYTES = 4096
@@ -34,21 +31,20 @@ class PagePlace(NamedTuple):
 
 
 class PageFileWriter:
-    """Writes the page file ``number`` at ``path``. Nothing refers to the pages before ``finish``
-    has returned, and a manifest has been written after that."""
+    """Writes the page file ``number`` to ``file``. Nothing refers to the pages before ``finish``
+    has returned, and a manifest has been written after that. Raises ``OSError``."""
 
-    def __init__(self, path: Path, number: int, page_bytes: int) -> None:
-        self.path, self.number, self.num_pages = path, number, 0
-        self._page_bytes = page_bytes
-        self._file = open(path, "wb")  # noqa: SIM115  finish and abandon close it
+    def __init__(self, file: NewFile, number: int, page_bytes: int) -> None:
+        self.number, self.num_pages = number, 0
+        self._file, self._page_bytes = file, page_bytes
         header = seal(encode({"kind": "pages", "number": number, "page_bytes": page_bytes}))
-        self._file.write(header.ljust(HEADER_BYTES, b"\0"))
+        self._file.write(memoryview(header.ljust(HEADER_BYTES, b"\0")))
 
     def add(self, rows: Bytes2D) -> list[PagePlace]:
         """Append pages, uint8 ``[n, page_bytes]``; returns where they lie."""
         assert rows.shape[1] == self._page_bytes, (rows.shape, self._page_bytes)
         rows = np.ascontiguousarray(rows)
-        self._file.write(rows.data)
+        self._file.write(rows.reshape(-1).data)
         first, self.num_pages = self.num_pages, self.num_pages + len(rows)
         return [
             PagePlace(self.number, first + index, xxhash.xxh3_64_intdigest(row.data))
@@ -56,24 +52,20 @@ class PageFileWriter:
         ]
 
     def finish(self) -> None:
-        """Have all pages on the disk on return."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        """Have all pages there for good on return."""
+        self._file.finish()
 
     def abandon(self) -> None:
         """Remove the file: nothing will refer to it."""
-        self._file.close()
-        self.path.unlink(missing_ok=True)
+        self._file.abandon()
 
 
 class PageFileReader:
-    """Reads the pages of one file. What cannot be read, or does not match, is left out. A context
-    manager; raises ``SnapshotError`` if the file is not there."""
+    """Reads the pages of ``file``, which it closes. What cannot be read, or does not match, is left
+    out. A context manager."""
 
-    def __init__(self, path: Path, page_bytes: int) -> None:
-        self._page_bytes = page_bytes
-        self._file: BinaryIO = open_regular(path, SnapshotError)
+    def __init__(self, file: OpenFile, page_bytes: int) -> None:
+        self._file, self._page_bytes = file, page_bytes
 
     def read(self, places: Sequence[PagePlace]) -> tuple[Bytes2D, list[bool]]:
         """The pages of ``places``, uint8 ``[n, page_bytes]``, and which of them are sound. A place
@@ -83,11 +75,13 @@ class PageFileReader:
 
     def _read(self, place: PagePlace, row: Bytes2D) -> bool:
         try:
-            self._file.seek(HEADER_BYTES + place.row * self._page_bytes)
-            count = self._file.readinto(row)  # type: ignore[attr-defined]
+            found = self._file.read(HEADER_BYTES + place.row * self._page_bytes, len(row))
         except (OSError, ValueError):
             return False
-        return count == len(row) and xxhash.xxh3_64_intdigest(row.data) == place.checksum
+        if len(found) != len(row) or xxhash.xxh3_64_intdigest(found) != place.checksum:
+            return False
+        row[:] = np.frombuffer(found, np.uint8)
+        return True
 
     def close(self) -> None:
         self._file.close()

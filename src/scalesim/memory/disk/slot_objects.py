@@ -14,7 +14,7 @@ changes no text.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -22,8 +22,8 @@ import numpy as np
 
 from scalesim.core import Bytes2D
 from scalesim.errors import ConfigError
-from scalesim.foreign import Foreign, words_of
 from scalesim.memory.disk.slot_store import BadSlotError, checksum
+from scalesim.object_store import ObjectStore, as_os_error
 
 _NAME = re.compile(r"slots-\d{10}")
 
@@ -38,21 +38,15 @@ class SlotObjects:
         self.where, self.page_bytes = url, page_bytes
         self._sums = np.zeros(num_slots, np.uint64)
         self._written: set[int] = set()
-        import fsspec  # a fifth of a second, for those who have a store
-
-        options = {"auto_mkdir": True} if url.startswith(("file:", "local:")) else {}
-        with Foreign() as raised:
-            self._store: Any
-            self._store, prefix = fsspec.url_to_fs(url, use_listings_cache=False, **options)
-            self._prefix = prefix.rstrip("/")
-            self._store.pipe_file(self._path(0), b"")
-            self._remove(self._left())
-        if raised.error is not None:
+        try:
+            self._store = ObjectStore(url)
+            self._store.ask("pipe_file", self._path(0), b"")
+            self._store.remove(self._left())
+        except OSError as error:
             raise ConfigError(
-                f"disk={url!r} is no place that objects can be written to "
-                f"({words_of(raised.error):.300}); give another one, or what it needs: a package, "
-                "a bucket, credentials"
-            ) from raised.error
+                f"disk={url!r} is no place that objects can be written to ({error}); give another "
+                "one, or what it needs: a package, a bucket, credentials"
+            ) from error
 
     def write(self, slots: Sequence[int], pool: Bytes2D, pages: Sequence[int]) -> None:
         """Write ``pages`` of ``pool`` ``[num_pages, page_bytes]`` to ``slots``, pairwise. Raises
@@ -60,7 +54,7 @@ class SlotObjects:
         rows = [pool[page].tobytes() for page in pages]
         self._sums[list(slots)] = [checksum(row) for row in rows]
         self._written.update(slots)
-        self._ask(self._store.pipe, dict(zip(map(self._path, slots), rows, strict=True)))
+        self._store.ask("pipe", dict(zip(map(self._path, slots), rows, strict=True)))
 
     def read(self, slots: Sequence[int], pool: Bytes2D, pages: Sequence[int]) -> None:
         """Read ``slots`` into ``pages`` of ``pool`` ``[num_pages, page_bytes]``, pairwise. Raises
@@ -71,7 +65,7 @@ class SlotObjects:
             if isinstance(row, FileNotFoundError):
                 raise BadSlotError(f"{self.where}: slot {slot} is gone") from row
             if isinstance(row, BaseException):
-                raise self._failed(row) from row
+                raise as_os_error(row) from row
             if len(row) != self.page_bytes or checksum(row) != self._sums[slot]:
                 raise BadSlotError(f"{self.where}: slot {slot} does not have its checksum")
         pool[list(pages)] = np.frombuffer(b"".join(found), np.uint8).reshape(-1, self.page_bytes)
@@ -95,36 +89,25 @@ class SlotObjects:
 
     def close(self) -> None:
         """Remove the objects, of which some may be gone."""
-        written = {self._path(slot) for slot in self._written}
-        with Foreign():
-            self._remove([path for path in self._left() if path in written])
+        written = {_name(slot) for slot in self._written}
+        with suppress(OSError):
+            self._store.remove([name for name in self._left() if name in written])
 
     def _path(self, slot: int) -> str:
-        return f"{self._prefix}/slots-{slot:010d}"
+        return self._store.path(_name(slot))
 
     def _read(self, slots: Sequence[int]) -> list[Any]:
         """The content of each of ``slots``, or the error of its reading. Raises ``OSError``."""
         paths = [self._path(slot) for slot in slots]
-        found: list[Any] = self._ask(
-            self._store.cat_ranges, paths, 0, self.page_bytes, on_error="return"
+        found: list[Any] = self._store.ask(
+            "cat_ranges", paths, 0, self.page_bytes, on_error="return"
         )
         return found
 
-    def _ask(self, call: Callable[..., Any], *values: Any, **options: Any) -> Any:
-        """What the store's client gives. Raises ``OSError`` whatever the client raises."""
-        with Foreign() as raised:
-            return call(*values, **options)
-        assert raised.error is not None
-        raise self._failed(raised.error) from raised.error
-
     def _left(self) -> list[str]:
         """The objects under the prefix that have names of slots."""
-        found: list[str] = self._store.ls(self._prefix, detail=False)
-        return [path for path in found if _NAME.fullmatch(path.rpartition("/")[2])]
+        return [name for name in self._store.names() if _NAME.fullmatch(name)]
 
-    def _remove(self, paths: list[str]) -> None:
-        if paths:
-            self._store.rm(paths)
 
-    def _failed(self, error: BaseException) -> OSError:
-        return OSError(f"{type(error).__name__}: {str(error) or 'no more is known':.200}")
+def _name(slot: int) -> str:
+    return f"slots-{slot:010d}"

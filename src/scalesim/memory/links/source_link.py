@@ -230,7 +230,7 @@ class SourceLink(LinkAround):
         if isinstance(raised.error, AttachmentError):
             error = raised.error
         elif raised.error is not None:
-            error = AdapterError(f"an adapter could not be read: {words_of(raised.error)}")
+            error = AdapterError(f"its source could not be read: {words_of(raised.error)}")
             error.__cause__ = raised.error
         with self._changed:
             read.error = read.error or error

@@ -52,8 +52,8 @@ class Segment:
     segment. A partial block has no children and is never saved. ``mark`` is set where a
     ``Branch`` begins at this segment. ``source`` gives the content of an attachment, which has no
     tokens: an attachment stays in the tree without pages, and is read again when it is needed.
-    ``loss`` is that of the segment's root. ``runs``: the parts of an
-    attachment that each lie on consecutive device pages.
+    ``loss`` is that of the segment's root. ``runs``: the parts of an attachment that each lie on
+    consecutive device pages. ``failed_saves`` also counts reads from ``source`` to the host.
     """
 
     __slots__ = (
@@ -367,11 +367,11 @@ class Segment:
         self, source: PageSource | None, num_blocks: int, runs: PageRuns = NO_RUNS
     ) -> None:
         """Set the source of an attachment of ``num_blocks``, with these ``runs``; ``None`` where
-        the attachment was removed."""
+        the attachment was removed. What failed before counts no more."""
         assert self.is_attachment and num_blocks >= self.num_available, self
         assert sum(runs) in (0, num_blocks), (runs, num_blocks)
         self.source, self.num_blocks = source, num_blocks
-        self.runs = runs or self.runs
+        self.runs, self.failed_saves = runs or self.runs, 0
         self.set_reused(source is not None)
 
     def __repr__(self) -> str:
