@@ -10,7 +10,8 @@ import pytest
 
 from scalesim.cli import main
 from scalesim.replay.arms import Outcome, play
-from scalesim.replay.hardware import HARDWARE, CostModel, Machine, ModelCosts
+from scalesim.replay.hardware import HARDWARE, CostModel, ModelCosts
+from scalesim.replay.machine import Machine
 from scalesim.replay.models import BoundModels
 from scalesim.replay.peers.policies import REPLAY_POLICIES
 from scalesim.replay.roof import least_weight_loads, roof
@@ -78,7 +79,7 @@ def test_the_weights_that_must_come_are_fewer_under_no_choice() -> None:
     for _ in range(60):
         sizes = {number: rng.randint(1, 3) for number in (1, 2, 3)}
         used = [set(rng.sample([1, 2, 3], rng.randint(0, 2))) for _ in range(5)]
-        capacity = rng.randint(1, sum(sizes.values()))
+        capacity = rng.randint(max(sizes.values()), sum(sizes.values()))
         assert least_weight_loads(used, sizes, capacity) == fewest(used, sizes, capacity)
 
 
@@ -96,8 +97,11 @@ def fewest(used: list[set[int]], sizes: dict[int, int], capacity: int) -> int:
                 sizes[n] if n in numbers else kept for n, kept in zip(sizes, state, strict=True)
             ]
             paid = cost + sum(held) - sum(state)
+            room = capacity - max((sizes[n] for n in numbers), default=0)
             for next_state in states:
-                if all(kept <= most for kept, most in zip(next_state, held, strict=True)):
+                kept = dict(zip(sizes, next_state, strict=True))
+                beside = sum(kept[number] for number in sizes if number not in numbers)
+                if beside <= room and all(a <= b for a, b in zip(next_state, held, strict=True)):
                     after[next_state] = min(after[next_state], paid)
         costs = after
     return min(costs.values())

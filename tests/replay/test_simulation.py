@@ -18,7 +18,8 @@ from scalesim.memory.links.link import Copies
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pools.storage import allocate_pages
 from scalesim.replay.arms import Outcome, bounded, parts_for, play
-from scalesim.replay.hardware import HARDWARE, MODELS, CostModel, Machine
+from scalesim.replay.hardware import HARDWARE, MODELS, CostModel
+from scalesim.replay.machine import Machine
 from scalesim.replay.peers.policies import REPLAY_POLICIES
 from scalesim.replay.runner import VirtualRunner
 from scalesim.replay.scenario import Sizes, of_workload

@@ -20,7 +20,8 @@ from scalesim.config import parse_bytes
 from scalesim.errors import ConfigError, TraceError
 from scalesim.replay import formats
 from scalesim.replay.arms import Outcome, Watch, compare
-from scalesim.replay.hardware import Machine, disk_rate
+from scalesim.replay.hardware import disk_rate
+from scalesim.replay.machine import Machine
 from scalesim.replay.peers.policies import replay_policy
 from scalesim.replay.roof import Roof
 from scalesim.replay.scenario import Scenario, Sizes, cost_of, of_trace, of_workload

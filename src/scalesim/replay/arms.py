@@ -15,7 +15,7 @@ from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.memory.manager import MemoryManager
 from scalesim.replay.bound import Access, belady_loads, reads_again
 from scalesim.replay.content import VOCAB_SIZE
-from scalesim.replay.hardware import Machine
+from scalesim.replay.machine import Machine
 from scalesim.replay.peers.policies import planning_of, replay_policy
 from scalesim.replay.roof import Roof, roof
 from scalesim.replay.runner import VirtualRunner

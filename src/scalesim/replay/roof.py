@@ -34,7 +34,8 @@ import numpy as np
 
 from scalesim.core import AgentId, Int32s
 from scalesim.replay.content import VOCAB_SIZE, tokens_of
-from scalesim.replay.hardware import CostModel, Machine, StepWork
+from scalesim.replay.hardware import CostModel, StepWork
+from scalesim.replay.machine import Machine
 from scalesim.trace.trace import TraceCall, TraceTick, common_length
 
 
@@ -74,8 +75,8 @@ def roof(machine: Machine, ticks: Iterable[TraceTick], warmup: int = 0) -> Roof:
 
 def least_weight_loads(used: Sequence[set[int]], sizes: dict[int, int], capacity: int) -> int:
     """The fewest pages of weights that come to the device while one set of models after another is
-    ``used``. Model ``number`` has ``sizes[number]`` pages. ``capacity`` pages are kept from one set
-    to the next: those that are used soonest, also before the first."""
+    ``used``. Model ``number`` has ``sizes[number]`` pages. Of ``capacity`` pages those stay that
+    are used soonest, also before the first set; while a model is used, beside its own."""
     later: list[dict[int, int]] = [{}]  # of each set and the ones behind: a model's next use
     for index, numbers in reversed([*enumerate(used)]):
         later.append({**later[-1], **dict.fromkeys(numbers, index)})
@@ -85,11 +86,18 @@ def least_weight_loads(used: Sequence[set[int]], sizes: dict[int, int], capacity
         for number in numbers:
             loads += sizes[number] - there[number]
             there[number] = sizes[number]
-        room = capacity
-        for number in sorted(there, key=lambda number: ahead.get(number, len(used))):
-            there[number] = min(there[number], room)
-            room -= there[number]
+        soonest = sorted(there, key=lambda number: ahead.get(number, len(used)))
+        pinned = max((sizes[number] for number in numbers), default=0)
+        _trim(there, [number for number in soonest if number not in numbers], capacity - pinned)
+        _trim(there, soonest, capacity)
     return loads
+
+
+def _trim(there: dict[int, int], order: Iterable[int], room: int) -> None:
+    """Keep ``room`` pages of the models in ``order``: of the first ones."""
+    for number in order:
+        there[number] = min(there[number], room)
+        room -= there[number]
 
 
 def _by_model(machine: Machine, calls: Iterable[TraceCall]) -> dict[int, list[TraceCall]]:

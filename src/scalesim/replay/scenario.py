@@ -13,8 +13,9 @@ from scalesim.errors import ConfigError, TraceError
 from scalesim.memory.geometry import PageGeometry
 from scalesim.replay.bound import page_ids
 from scalesim.replay.content import VOCAB_SIZE, tokens_of
-from scalesim.replay.hardware import CostModel, Machine, Order
+from scalesim.replay.hardware import CostModel, Order
 from scalesim.replay.knobs import Knobs
+from scalesim.replay.machine import Machine
 from scalesim.replay.models import BoundModels
 from scalesim.replay.own import hardware_of, model_of
 from scalesim.replay.workloads import Kind, generate

@@ -73,8 +73,9 @@ class MemoryWorld:
     def __post_init__(self) -> None:
         shape = self.shape
         self._begin()
-        self.adapters, self.blobs = WorldAdapters(self), WorldBlobs(self)
-        self.models = WorldModels(self)
+        self.adapters = WorldAdapters(self, shape.adapters, shape.pages)
+        self.blobs = WorldBlobs(self, shape.blobs, shape.pages)
+        self.models = WorldModels(self, shape.models, shape.pages)
         self.paths = Paths(shape.block_size)
         self.sound: set[int] = set()
         self.rng = random.Random(shape.seed)

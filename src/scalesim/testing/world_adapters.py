@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from scalesim.memory.lease import AttachmentSpec
 from scalesim.memory.leases.adapters import AdapterContent, adapter_spec
 from scalesim.testing.contents import adapter_bytes, check_pages, digest_of
 from scalesim.testing.held import FlakySource
 from scalesim.testing.tags import adapter_layout
-
-if TYPE_CHECKING:
-    from scalesim.testing.memory_world import MemoryWorld
+from scalesim.testing.world_parts import World
 
 
 class WorldAdapters:
-    """The adapters of ``world`` by name: (tag, number of pages)."""
+    """The adapters of ``world``, under ``num_names`` names: (tag, number of pages). The device pool
+    has ``num_pages``."""
 
-    def __init__(self, world: MemoryWorld) -> None:
-        self._world, self._shape = world, world.shape
+    def __init__(self, world: World, num_names: int, num_pages: int) -> None:
+        self._world, self._num_names, self._num_pages = world, num_names, num_pages
         self._loaded: dict[int, tuple[int, int]] = {}
 
     def load(self, name: int, num_pages: int) -> None:
         """Give an adapter name new content; the old content is freed unless it is in use."""
-        if not self._shape.adapters:
+        if not self._num_names:
             return
-        name %= self._shape.adapters
+        name %= self._num_names
         self.unload(name)
-        tag, count = self._world.new_tag(), 1 + num_pages % max(1, self._shape.pages // 3)
+        tag, count = self._world.new_tag(), 1 + num_pages % max(1, self._num_pages // 3)
         self._loaded[name] = (tag, count)
         self._add(tag, count)
 
@@ -41,7 +38,7 @@ class WorldAdapters:
 
     def unload(self, name: int) -> None:
         """Remove an adapter, also one in use: leases keep the pages that they hold."""
-        if self._shape.adapters and (found := self._loaded.pop(name % self._shape.adapters, None)):
+        if self._num_names and (found := self._loaded.pop(name % self._num_names, None)):
             self._world.manager.remove_adapter(digest_of(found[0]))
 
     def unload_all(self) -> None:
@@ -55,7 +52,7 @@ class WorldAdapters:
 
     def break_source(self, name: int) -> None:
         """Make the adapter's source unreadable, or readable again."""
-        if self._shape.adapters and (found := self._loaded.get(name % self._shape.adapters)):
+        if self._num_names and (found := self._loaded.get(name % self._num_names)):
             self._world.broken ^= {found[0]}
 
     def spec(self, agent: int, pick: int, num_tokens: int) -> AttachmentSpec | None:

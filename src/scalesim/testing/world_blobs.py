@@ -3,8 +3,6 @@ deleted."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from scalesim.core import Bytes2D
@@ -12,9 +10,7 @@ from scalesim.errors import StateError
 from scalesim.memory.kinds import ValueForm
 from scalesim.testing.contents import adapter_bytes, digest_of
 from scalesim.testing.held import FlakySource
-
-if TYPE_CHECKING:
-    from scalesim.testing.memory_world import MemoryWorld
+from scalesim.testing.world_parts import World
 
 _SOURCED_TAGS = 1 << 20  # of values that have a source
 
@@ -22,17 +18,17 @@ _SOURCED_TAGS = 1 << 20  # of values that have a source
 class WorldBlobs:
     """What the agents of ``world`` keep: by agent and name, the pages."""
 
-    def __init__(self, world: MemoryWorld) -> None:
-        self._world, self._shape = world, world.shape
+    def __init__(self, world: World, num_names: int, num_pages: int) -> None:
+        self._world, self._num_names, self._num_pages = world, num_names, num_pages
         self._kept: dict[int, dict[str, Bytes2D]] = {}
 
     def set(self, agent: int, name: int, num_pages: int, pick: int) -> None:
         """Give an agent a value: a new one, the one that it has with one page changed, or one of a
         few that have a source, so that several agents have the same."""
-        if not self._shape.blobs:
+        if not self._num_names:
             return
-        world, key = self._world, str(name % self._shape.blobs)
-        count = 1 + num_pages % max(1, self._shape.pages // 3)
+        world, key = self._world, str(name % self._num_names)
+        count = 1 + num_pages % max(1, self._num_pages // 3)
         if pick % 4 == 0:
             self._refer(agent, key, pick // 4 % 3, count)
             return
@@ -65,7 +61,7 @@ class WorldBlobs:
         self._world.broken ^= set(range(first, first + 100))
 
     def delete(self, agent: int, name: int) -> None:
-        key = str(name % max(1, self._shape.blobs))
+        key = str(name % max(1, self._num_names))
         if key in self._kept.get(agent, {}):
             del self._kept[agent][key]
             self._world.state.remove(agent, key)

@@ -3,34 +3,30 @@ makes by moving idle pages."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from scalesim.memory.lease import AttachmentSpec
 from scalesim.memory.leases.weights import WeightsContent, weights_spec
 from scalesim.testing.contents import adapter_bytes, check_pages, digest_of
 from scalesim.testing.held import FlakySource
 from scalesim.testing.tags import adapter_layout, weight_runs
-
-if TYPE_CHECKING:
-    from scalesim.testing.memory_world import MemoryWorld
+from scalesim.testing.world_parts import World
 
 
 class WorldModels:
     """The models of ``world`` by name: (tag, pages of its weights); and the name of the model of
     each agent that has one."""
 
-    def __init__(self, world: MemoryWorld) -> None:
-        self._world, self._shape = world, world.shape
+    def __init__(self, world: World, num_names: int, num_pages: int) -> None:
+        self._world, self._num_names, self._num_pages = world, num_names, num_pages
         self._added: dict[int, tuple[int, int]] = {}
         self._used: dict[int, int] = {}
 
     def add(self, name: int, num_pages: int) -> None:
         """Give a model's name new weights. Its agents use them from their next requests on;
         requests that are open keep the old ones."""
-        if not self._shape.models:
+        if not self._num_names:
             return
-        world, name = self._world, name % self._shape.models
-        most = max(1, self._shape.pages // 2)  # and half of that at least
+        world, name = self._world, name % self._num_names
+        most = max(1, self._num_pages // 2)  # and half of that at least
         tag, count = world.new_tag(), most - num_pages % max(1, most // 2)
         self._added[name] = (tag, count)
         pages = adapter_bytes(tag, count, world.bed.device.shape[1])
@@ -60,7 +56,7 @@ class WorldModels:
 
     def break_source(self, name: int) -> None:
         """Make the source of a model's weights unreadable, or readable again."""
-        if self._shape.models and (found := self._added.get(name % self._shape.models)):
+        if self._num_names and (found := self._added.get(name % self._num_names)):
             self._world.broken ^= {found[0]}
 
     def fork(self, parent: int, child: int) -> None:
