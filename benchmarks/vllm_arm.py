@@ -21,7 +21,6 @@ import numpy as np
 
 NO_NEXT_CALL = 1_000_000.0  # ticks
 VOCAB_SIZE = 512
-MODULES = {"ScaleSimConnector": "scalesim.vllm.connector"}
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the scheduler is an object that can be asked
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -53,7 +52,6 @@ class ArmSettings:
     restarts: tuple[int, ...] = ()  # in these groups the engine is stopped while all calls run
     adapters: int = 0  # LoRA adapters, which agents have in turn
     adapter_slots: int = 0  # how many of them the device holds; 0: all
-    ranks: int = 1  # of tensor parallelism, each in a process of its own
     known: int = 0  # agents that are spoken of before the first call, and never call
     seed: int = 0
 
@@ -88,20 +86,18 @@ def make_llm(folder: Path, settings: ArmSettings) -> Any:
         page = 2 * 2 * settings.block_size * 2 * 32 * 4  # K and V, layers, tokens, heads, float32
         extra = {
             "spec_name": "ScaleSimOffloadingSpec",
-            "spec_module_path": "scalesim.vllm.spec",  # ranks in other processes know no names
             "cpu_bytes_to_use": settings.host_blocks * -(-page // 4096) * 4096,
             "offload_prompt_only": False,
             **settings.extra,
         }
         transfer = KVTransferConfig(
-            kv_connector=settings.connector, kv_role="kv_both", kv_connector_extra_config=extra,
-            kv_connector_module_path=MODULES.get(settings.connector),
-        )  # fmt: skip
+            kv_connector=settings.connector, kv_role="kv_both", kv_connector_extra_config=extra
+        )
     return LLM(
         model=str(folder), skip_tokenizer_init=True, dtype="float32", enforce_eager=True,
         block_size=settings.block_size, num_gpu_blocks_override=settings.device_blocks + 1,
         max_model_len=settings.prefix + settings.new + settings.output + settings.block_size,
-        tensor_parallel_size=settings.ranks, max_num_seqs=16, max_num_batched_tokens=2048,
+        max_num_seqs=16, max_num_batched_tokens=2048,
         enable_prefix_caching=True, kv_transfer_config=transfer, disable_log_stats=True,
         seed=0, enable_lora=bool(settings.adapters),
         max_loras=max(1, settings.adapter_slots or settings.adapters),

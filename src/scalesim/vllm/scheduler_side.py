@@ -228,7 +228,8 @@ class SchedulerSide:
             self._prefetch(meta)
         if self._evicted:
             self._save(meta)
-        self._copies.flush_into(meta)
+        if self._copies.to_flush:
+            self._copies.flush_into(meta)
 
     def has_work(self) -> bool:
         """Whether the engine must go on stepping although nothing runs."""
