@@ -24,7 +24,7 @@ NUM_BLOCKS = 24
 def test_no_block_is_lost(seed: int) -> None:
     from vllm.v1.core.block_pool import BlockPool
 
-    from scalesim.vllm.compat import cache_block, on_device
+    from scalesim.vllm.compat import cache_block, found_in
 
     rng, board = random.Random(seed), CallBoard()
     pool = BlockPool(NUM_BLOCKS, True, 16)
@@ -32,7 +32,8 @@ def test_no_block_is_lost(seed: int) -> None:
     pool.free_block_queue = NextUseQueue(
         pool.free_block_queue, board.keys, lambda key, block: left.append(key)
     )
-    board.keys.watch(lambda key: on_device(pool, key))
+    on_device = found_in(pool)
+    board.keys.watch(on_device)
     calls: dict[str, list[Any]] = {}
     for number in range(300):
         act = rng.choice(["open", "open", "close", "expect", "tick", "evict", "reset"])
@@ -43,7 +44,7 @@ def test_no_block_is_lost(seed: int) -> None:
             board.used(f"{number}", keys)
             held = []
             for key in keys:
-                if not on_device(pool, key):
+                if not on_device(key):
                     break
                 held.append(pool.cached_block_hash_to_block.get_one_block(key))
             pool.touch(held)
