@@ -34,7 +34,7 @@ class EvictionRanking:
 
     The orders of the host and of the disk are kept only from the first time on that the host pool
     runs short. ``num_clean`` counts the host pages that can be freed without loss: their content is
-    on the disk.
+    on the disk. ``num_unpinned``: how often a segment lost its last pin.
     """
 
     def __init__(self, tree: PrefixTree, policy: Policy, timing: Timing) -> None:
@@ -48,7 +48,7 @@ class EvictionRanking:
         self._on_disk: LazyHeap[Segment] = LazyHeap()
         self._crowds: dict[Segment, LazyHeap[AgentState]] = {}  # owners with a next use
         self._clean_pages: dict[Segment, int] = {}
-        self.num_clean = 0
+        self.num_clean = self.num_unpinned = 0
         self._host_is_short = self._spills = False
         self._changed: dict[Segment, None] = {}  # since the last update
         self._horizon: tuple[float, int] | None = None  # of those that are served next, the last
@@ -182,6 +182,7 @@ class EvictionRanking:
     def unpin(self, segment: Segment) -> None:
         """Unpin ``segment`` for a lease."""
         if segment.unpin():
+            self.num_unpinned += 1
             self.refresh(segment)
 
     # -- the next victim -------------------------------------------------------------------------
@@ -292,6 +293,7 @@ class EvictionRanking:
     def forget(self, segment: Segment) -> None:
         """Remove ``segment``, which left the tree, from all orders."""
         self._changed.pop(segment, None)
+        self._crowds.pop(segment, None)
         for order in (
             self._evictable,
             self._cleanable,
