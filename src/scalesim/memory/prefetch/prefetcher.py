@@ -17,7 +17,7 @@ from scalesim.memory.links.link import Direction
 from scalesim.memory.prefetch.attachment_reads import ASSUMED_BYTES_PER_S, AttachmentReads
 from scalesim.memory.prefetch.config import PlannerConfig
 from scalesim.memory.prefetch.planner import UNKNOWN, BlockedBy, Forecast
-from scalesim.memory.prefetch.queue import PrefetchQueue
+from scalesim.memory.prefetch.queue import PrefetchQueue, is_coming_in_part
 from scalesim.memory.prefetch.stages import Stages
 from scalesim.memory.residency import Residency
 from scalesim.memory.tree.owner import AgentState
@@ -73,7 +73,7 @@ class Prefetcher:
         """Start the loads that have to start now."""
         residency = self.residency
         while (agent := self.due.peek()) is not None:
-            if any(segment.is_coming_in_part for segment in agent.attached):
+            if any(map(is_coming_in_part, agent.attached)):
                 self.blocked_by = "link"  # the other parts follow these
                 return
             wanted = self.blocks_on_host_only(agent)
@@ -142,7 +142,7 @@ class Prefetcher:
                 parts.append((segment, pages[:blocks]))
             pages = pages[blocks:]
         residency.start_load(parts, demand=False)
-        if not any(segment.is_coming_in_part for segment in agent.attached):
+        if not any(map(is_coming_in_part, agent.attached)):
             self.due.discard(agent)
         return True
 

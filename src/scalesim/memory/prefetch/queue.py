@@ -64,3 +64,8 @@ def is_away(segment: Segment) -> bool:
         and segment.device.transfer is None
         and segment.failed_saves < MAX_SAVE_FAILURES
     )
+
+
+def is_coming_in_part(segment: Segment) -> bool:
+    """Whether some blocks are on their way to the device, and further ones have to follow."""
+    return segment.device.transfer is not None and segment.num_missing > 0

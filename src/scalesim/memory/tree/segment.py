@@ -156,11 +156,6 @@ class Segment:
         return self.num_blocks - len(self.device)
 
     @property
-    def is_coming_in_part(self) -> bool:
-        """Whether some blocks are on their way to the device, and further ones have to follow."""
-        return self.device.transfer is not None and self.num_missing > 0
-
-    @property
     def missing_runs(self) -> list[tuple[int, int]]:
         """(offset, length) of each of the ``runs`` among the missing blocks."""
         return self.runs.missing(len(self.device))
