@@ -291,7 +291,9 @@ def entries(engine: Engine, folder: Path) -> dict[str, Entry]:
         "Engine.sampling": Entry(engine.sampling, {}),
         "Engine.agent": Entry(engine.agent, {"id": "bob", "adapter": None, "model": None}),
         "Engine.add_model": Entry(
-            engine.add_model, {"name": "guard", "path": folder / "none", "dummy_weights": False}),
+            engine.add_model,
+            {"name": "guard", "path": folder / "none", "dummy_weights": False, "replace": True}),
+        "Engine.remove_model": Entry(engine.remove_model, {"name": "guard", "timeout": None}),
         "Engine.fork": Entry(
             lambda parent="ada", child=None: engine.fork(
                 parent, f"child {next(others)}" if child is None else child),
@@ -426,6 +428,9 @@ GIVEN_BY_THE_ENGINE = {
     "Adapter": "AdapterRegistry.add makes it",
     "Adapter.is_of": "for the engine",
     "AdapterRegistry.hold": "for the engine",
+    "AdapterRegistry.known": "for the engine",
+    "AdapterRegistry.put_back": "for the engine",
+    "AdapterRegistry.use": "for the engine",
     "AdapterRegistry.let_go": "for the engine",
     "AdapterRegistry.unbind": "for the engine",
     "AdapterRegistry.fork": "for the engine",

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from scalesim.engine.engine import Engine
-from scalesim.memory.tree.branches import digest_in
+from scalesim.memory.tree.branches import digest_in, weights_in
+from scalesim.model.runner.cpu_models import ModelRunners
 from scalesim.requests.call import Call
+from tests.inside import part
 
 MAX_OPEN = 24
 Said = tuple[tuple[int, ...], int]
@@ -40,14 +42,23 @@ class Storm:
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
         self.agents = [self.engine.agent(index) for index in range(self.num_agents)]
-        self.adapters = [self.engine.adapters.add(f"{a}", self.folder) for a in range(len(self))]
         self.numbers = [0] * len(self)  # by adapter: the weights that it has
         self.uses: list[int | None] = list(range(len(self)))  # by agent: its adapter
         self.prompts = [self.tokens(self.prompt_len) for _ in self.agents]
         self.open: list[tuple[Call, list[int], int | None]] = []
         self.ended: list[tuple[Call, list[int], int | None]] = []
-        for agent, adapter in zip(self.agents, self.adapters, strict=True):
-            agent.adapter = adapter
+        for index in range(len(self)):
+            self.begin(index)
+            self.assign(index, index)
+
+    def begin(self, which: int) -> None:
+        self.engine.adapters.add(f"{which}", self.folder)
+
+    def put(self, which: int, number: int) -> None:
+        self.engine.adapters[f"{which}"].update(self.weights(number))
+
+    def assign(self, who: int, which: int | None) -> None:
+        self.agents[who].adapter = None if which is None else f"{which}"
 
     def __len__(self) -> int:
         return self.num_agents
@@ -80,13 +91,12 @@ class Storm:
     def update(self) -> None:
         which = self.rng.randrange(len(self))
         self.numbers[which] = 1 + self.counts["updates"]
-        self.adapters[which].update(self.weights(self.numbers[which]))
+        self.put(which, self.numbers[which])
 
     def switch(self) -> None:
         who, which = self.rng.randrange(len(self)), self.rng.randrange(len(self))
         self.uses[who] = self.rng.choice([which, who, None])
-        uses = self.uses[who]
-        self.agents[who].adapter = None if uses is None else self.adapters[uses]
+        self.assign(who, self.uses[who])
 
     def hint(self) -> None:
         self.engine.expect({who: self.rng.randrange(9) for who in range(0, len(self), 3)})
@@ -110,15 +120,49 @@ class Storm:
         """Memory has the adapters that there are now and KV of no other; once agents and adapters
         are gone, every page is free."""
         memory, adapters = self.engine.parts.memory, self.engine.adapters
-        while self.engine.step():
-            pass
+        self.settle()
         there = {bytes.fromhex(info.digest) for info in adapters.list()}
         assert len(memory.adapters) == len(there)
         assert {digest_in(each.mark) for each in memory.tree if each.tokens and each.mark} <= there
         self.engine.forget([agent.id for agent in self.agents], wait=False)
         for info in adapters.list():
             adapters.remove(info.name)
-        while self.engine.step() or memory.is_moving:
+        self.check_empty()
+
+    def settle(self) -> None:
+        while self.engine.step() or self.engine.parts.memory.is_moving:
             pass
-        for tier in memory.tiers:
+
+    def check_empty(self) -> None:
+        self.settle()
+        for tier in self.engine.parts.memory.tiers:
             assert tier.pool.num_used == 0, tier.name
+
+
+class ModelStorm(Storm):
+    """The same with models in place of adapters: ``weights(n)`` is the folder of number ``n``."""
+
+    def begin(self, which: int) -> None:
+        self.engine.add_model(f"{which}", self.folder)
+
+    def put(self, which: int, number: int) -> None:
+        self.engine.add_model(f"{which}", self.weights(number), replace=True)
+
+    def assign(self, who: int, which: int | None) -> None:
+        self.agents[who].model = None if which is None else f"{which}"
+
+    def check_pages(self) -> None:
+        """Memory has the weights of the models that there are now and KV of no other; once agents
+        and models are gone, every page is free, and the runner knows one model."""
+        engine = self.engine
+        memory, runner = engine.parts.memory, part(engine, ModelRunners)
+        self.settle()
+        there = {found.weights.digest for found in engine.models.all()}
+        assert len(memory.weights) == len(there)
+        assert {weights_in(each.mark) for each in memory.tree if each.tokens} <= {b"", *there}
+        assert len(runner) == 1 + len(engine.models)
+        engine.forget([agent.id for agent in self.agents], wait=False)
+        for name in [found.name for found in engine.models.list()]:
+            engine.remove_model(name)
+        self.check_empty()
+        assert len(runner) == 1

@@ -99,9 +99,11 @@ class Walk:
         prefix = [agent if self.rng.random() < 0.7 else 99] * length
         tokens = np.array(prefix, np.int32).tobytes()
         lease = self.memory.acquire(
-            agent, tokens, -(-length // SIZE), salt=mark_of(model),
+            agent,
+            tokens,
+            -(-length // SIZE),
             attachments=(weights_spec(self.contents[model].digest, 1 + model),),
-        )  # fmt: skip
+        )
         if lease is not None:
             self.open.append(Open(agent, model, tokens, lease))
 
@@ -273,7 +275,7 @@ def test_a_request_alone_always_gets_its_weights() -> None:
             tokens = np.full(4 * SIZE, agent, np.int32).tobytes()
             for _ in range(3):
                 spec = weights_spec(walk.contents[2].digest, 3)
-                lease = memory.acquire(agent, tokens, 4, salt=mark_of(2), attachments=(spec,))
+                lease = memory.acquire(agent, tokens, 4, attachments=(spec,))
                 assert lease is not None, "nothing else runs, and no copy is under way"
                 while not lease.is_ready:
                     walk.link.wait(10.0)
@@ -363,7 +365,7 @@ def squeezed(seed: int) -> None:
     def asked(agent: int, blocks: int) -> Open | None:
         tokens, model = np.full(blocks * SIZE, agent, np.int32).tobytes(), agent % len(RUNS)
         spec = weights_spec(walk.contents[model].digest, 1 + model)
-        lease = walk.memory.acquire(agent, tokens, blocks, salt=mark_of(model), attachments=(spec,))
+        lease = walk.memory.acquire(agent, tokens, blocks, attachments=(spec,))
         while lease is not None and not lease.is_ready:
             walk.link.wait(10.0)
             walk.poll()

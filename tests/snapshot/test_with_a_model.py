@@ -5,19 +5,26 @@ from __future__ import annotations
 import shutil
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import Tensor
 
 from scalesim.engine.build import parts_for, with_settings
 from scalesim.engine.engine import Engine
 from scalesim.engine.parts import EngineParts
+from scalesim.engine.restoring import newest_in
 from scalesim.errors import AdapterError, ModelError, SnapshotWarning
 from scalesim.memory.audit.integrity import check_integrity
 from scalesim.model.checkpoint.loader import load_model
 from scalesim.requests.reply import Reply
+from scalesim.snapshot.folder import Folder
+from scalesim.snapshot.page_file import HEADER_BYTES
 from tests.engine.world import BLOCK, PAGE_BYTES, SHAPE, TOKENIZER, said, tiny_model
-from tests.model.adapter_folders import write_adapter
+from tests.model.adapter_folders import adapter_tensors, write_adapter
 from tests.model_folders import write_dummy_model
+
+GREEDY: dict[str, Any] = {"max_tokens": 6, "temperature": 0.0, "ignore_eos": True}
 
 
 def model_parts(pages: int = 120, **settings: object) -> EngineParts:
@@ -108,6 +115,62 @@ def test_an_adapter_that_is_not_what_it_was(tmp_path: Path, change: str) -> None
         engine.adapters.add("loud", kept)
         engine.agent("bob", adapter="loud")
         assert said(play(engine, 1)) == expected
+
+
+def test_updated_adapters_come_back(tmp_path: Path) -> None:
+    """The newest weights, whatever is in the folder, with the KV that was computed with them; their
+    pages are written once, and one that is damaged is refused."""
+    twin = write_dummy_model(tmp_path / "twin", SHAPE, seed=7)
+
+    def weights(seed: int) -> dict[str, Tensor]:
+        return adapter_tensors(SHAPE, 4, seed=seed)
+
+    def speak(engine: Engine) -> object:
+        asked = [engine.agent(id).request([1, 2, 3] * 12, **GREEDY) for id in ("bob", "eve")]
+        return said(engine.run(asked))  # type: ignore[arg-type]
+
+    with Engine(model_parts()) as engine:
+        begin(engine, tmp_path)
+        engine.add_model("twin", twin)
+        engine.adapters.add("far", tmp_path / "loud", model="twin").update(weights(8))
+        engine.agent("eve", model="twin", adapter="far")
+        for seed in (6, 9):
+            engine.adapters["loud"].update(weights(seed))
+        engine.adapters.add("same", tmp_path / "loud").update(weights(9))
+        expected = speak(engine)
+        before = engine.snapshot(tmp_path / "s")
+        again = engine.snapshot(tmp_path / "s")
+        assert (again.num_pages, again.num_new_pages) == (before.num_pages, 0)
+        digests = [info.digest for info in engine.adapters.list()]
+    shutil.rmtree(tmp_path / "loud")
+    for _ in range(2):  # also from a snapshot of the engine that was restored
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            engine = Engine.restore(tmp_path / "s", model_parts())
+        with engine:
+            assert [info.digest for info in engine.adapters.list()] == digests
+            assert engine.adapters["loud"].info.path is None
+            assert engine.adapters["far"].info.model == "twin"
+            assert engine.snapshot(tmp_path / "s").num_new_pages == 0
+            assert speak(engine) == expected and engine.stats.cached_tokens >= 64
+    check_integrity(engine.parts.memory)
+    with pytest.warns(SnapshotWarning) as told:
+        engine = Engine.restore(tmp_path / "s", model_parts(block_size=32))
+    with engine:
+        assert sum("pages can be used here" in str(each.message) for each in told) == 3
+        assert [info.name for info in engine.adapters.list()] == ["quiet"]
+    found = newest_in(Folder(tmp_path / "s"))
+    pages = found.manifest["pages"]
+    at = int(pages["num_pages"][:-2].sum())  # the first page behind those of KV
+    with (tmp_path / "s" / f"pages-{int(pages['file'][at]):08d}").open("r+b") as opened:
+        opened.seek(HEADER_BYTES + int(pages["row"][at]) * found.manifest["page_bytes"])
+        opened.write(b"x")
+    with pytest.warns(SnapshotWarning, match="'far' is not restored"):
+        engine = Engine.restore(tmp_path / "s", model_parts())
+    with engine:
+        with pytest.raises(AdapterError, match="'far' is unknown"):
+            engine.agent("eve").generate([1], max_tokens=2)
+        assert engine.adapters["loud"].info.digest == digests[1]
 
 
 def test_a_forked_world_has_the_adapters(tmp_path: Path) -> None:

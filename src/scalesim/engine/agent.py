@@ -291,8 +291,6 @@ class Agents:
     def use_model(self, id: AgentId, model: str | None) -> None:
         """Let agent ``id`` run on ``model``; ``None``: the engine's own."""
         self._inbox.check_open()
-        if model is not None:
-            self._models.known(model)
         with self.registry.lock:
             entry = self.registry.known(id)  # it may have been forgotten since
             self._models.bind(entry.key, model)

@@ -7,7 +7,9 @@ and a link that share two pools. No other part of an engine depends on the devic
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from scalesim_kernels import KernelSet, select
@@ -121,7 +123,7 @@ class CpuBackend:
 
         def add_runner(
             number: int, weights: WeightLayout, geometry: PageGeometry, layouts: LayoutTable
-        ) -> None:
+        ) -> Callable[[], None]:
             paged = PagedModel(weights, device)
             kernels = select(self.name, plan.settings.reproducible)
             runner = ModelRunner(
@@ -129,6 +131,7 @@ class CpuBackend:
                 table=own.table,
             )  # fmt: skip
             runners.add(number, runner, paged)
+            return partial(runners.remove, number)
 
         link = SourceLink(
             ThreadLink(device, host, timeline, self._link_bandwidth), writer(host), plan.bounce

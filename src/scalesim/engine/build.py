@@ -42,7 +42,7 @@ from scalesim.model.runner.settings import RunnerSettings
 from scalesim.model.runner.threads import choose_threads
 from scalesim.model.text.chat import chosen_chat_template
 from scalesim.model.text.tokenizer import Tokenizer, load_tokenizer
-from scalesim.requests.adapter_registry import PackAdapter, ReadAdapter
+from scalesim.requests.adapter_home import PackAdapter, ReadAdapter, RebuildAdapter
 from scalesim.requests.prompt import TextModel
 from scalesim.sampling.check_params import check_params
 from scalesim.sampling.grammar import Structures
@@ -127,11 +127,12 @@ def parts_for(
     layouts, row_blocks = LayoutTable(), max(MIN_ROW_BLOCKS, geometry.blocks_for(max_len))
     read_adapter: ReadAdapter = no_adapters
     pack_adapter: PackAdapter | None = None
+    rebuild_adapter: RebuildAdapter | None = None
     if isinstance(shape, ModelConfig):
         largest = max_adapter_pages(shape, geometry.page_bytes, loaded.model.dtype.itemsize)
         row_blocks = max(MIN_ROW_BLOCKS, min(device_pages, max(row_blocks, largest)))
         folders = AdapterFolders(shape, loaded.model.dtype, geometry.page_bytes, layouts)
-        read_adapter, pack_adapter = folders, folders.updated
+        read_adapter, pack_adapter, rebuild_adapter = folders, folders.updated, folders.rebuilt
     settings = RunnerSettings(
         max_num_seqs=config.scheduler.max_num_seqs,
         max_num_tokens=config.scheduler.max_num_batched_tokens,
@@ -187,6 +188,7 @@ def parts_for(
         limits=config.limits,
         read_adapter=read_adapter,
         pack_adapter=pack_adapter,
+        rebuild_adapter=rebuild_adapter,
         join_model=_join_models(config, plan, max_len, built.add_runner),
         pages=pages,
         store=store,

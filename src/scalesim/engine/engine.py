@@ -46,7 +46,8 @@ from scalesim.engine.world import AgentWorld
 from scalesim.errors import ConfigError, SnapshotError
 from scalesim.memory.kinds import StateKind
 from scalesim.model.values import TENSORS
-from scalesim.requests.adapter_registry import AdapterHome, AdapterRegistry
+from scalesim.requests.adapter_home import AdapterHome
+from scalesim.requests.adapter_registry import AdapterRegistry
 from scalesim.requests.agent_registry import AgentRegistry
 from scalesim.requests.limiter import RequestLimiter
 from scalesim.requests.model_registry import ModelRegistry
@@ -97,7 +98,7 @@ class Engine(AgentWorld):
         self.model, limits = parts.model, parts.limits
         self._inbox, registry = Inbox(), AgentRegistry()
         shared = parts.memory, self._inbox.post_if_open, self._inbox.check_process
-        home = AdapterHome(parts.read_adapter, parts.pack_adapter)
+        home = AdapterHome(parts.read_adapter, parts.pack_adapter, parts.rebuild_adapter)
         self.models = ModelRegistry(parts.model, home, parts.join_model, *shared)
         self.adapters = AdapterRegistry(self.models.home_of, *shared)
         self._limiter = RequestLimiter(limits.max_open_requests, refuse=limits.when_full == "error")
@@ -105,8 +106,7 @@ class Engine(AgentWorld):
             parts,
             combine=combine,
             limiter=self._limiter,
-            adapters=self.adapters,
-            models=self.models,
+            bindings=(self.models, self.adapters),
             recorder=None if trace is None else Recorder(trace, parts.memory.block_size),
             is_known=registry.__contains__,
         )
@@ -116,7 +116,7 @@ class Engine(AgentWorld):
         self._finalizer = weakref.finalize(self, self._thread.close)  # also at interpreter exit
         self._desk = Desk(self._inbox.post_quietly, self._loop.calls.abandon)
         self._advice, self._keys = self._loop.advice, self._loop.keys
-        self._intake = Intake(self.models, parts.memory, registry, self.adapters, self._keys)
+        self._intake = Intake(self.models, registry, self.adapters, self._keys)
         self._agents = Agents(
             registry, self.adapters, self.models, self._advice, self._keys, self._loop, self._inbox,
             self._thread,
@@ -150,20 +150,37 @@ class Engine(AgentWorld):
         """Counts of calls, tokens, steps, and of what memory did, since the start: as of now."""
         return self._loop.stats.with_memory(self.parts.memory)
 
-    def add_model(self, name: str, path: str | Path, *, dummy_weights: bool = False) -> None:
+    def add_model(
+        self, name: str, path: str | Path, *, dummy_weights: bool = False, replace: bool = False
+    ) -> None:
         """Let agents run on a further model, ``path``, which is a Hugging Face folder or hub id:
         ``engine.agent(id, model=name)``. Settings, such as the dtype, are the engine's, but for
-        ``dummy_weights``: random ones, other ones for each model that is added.
+        ``dummy_weights``: random ones, other ones for each name.
 
         Its weights lie in the engine's pools, on pages like KV, and are moved by the soonest next
         use of its agents: more models than fit on the device can serve. Weights that are on no tier
         are read from the folder again. Returns when the model is read and checked.
 
-        Raises ``ModelError`` for a name that is taken, and for a model that does not fit the
-        engine's pages or pool; otherwise what ``Engine`` raises.
+        ``replace``: the name may have a model, in whose place this one comes between two calls of
+        an agent: calls made after the return run on the new model, calls that are open end on the
+        one before. KV of the old weights never serves the new; both are given back with the last
+        of those calls. Adapters of the name stay, if the new model has the same shapes.
+
+        Raises ``ModelError`` for a name that is taken, unless ``replace``, and for a model that
+        does not fit the engine's pages or pool; otherwise what ``Engine`` raises.
         """
         self._inbox.check_open()
-        self.models.add(name, path, dummy_weights)
+        self.models.add(name, path, dummy_weights, replace)
+
+    def remove_model(self, name: str, *, timeout: float | None = None) -> None:
+        """Forget the model ``name``, its weights and all KV that was computed with them. Calls of
+        agents that use the name are refused from now on, until a model is added under it.
+
+        Raises ``ModelError`` for a name that is unknown, and while open calls run on the model;
+        with a ``timeout``, waits so many seconds for these calls to end first.
+        """
+        self._inbox.check_open()
+        self.models.remove(name, timeout=timeout)
 
     def register_kind(self, kind: StateKind) -> None:
         """Let agents keep values of ``kind`` as their state, also those of forked worlds. A kind
@@ -177,9 +194,10 @@ class Engine(AgentWorld):
     def snapshot(self, path: str | Path, *, data: bytes = b"") -> Snapshot:
         """Write all that the simulation needs to go on to ``path``, a folder or the URL of an
         object store (``"s3://bucket/prefix"``, as fsspec understands it), as a new generation:
-        agents and their adapters' names, the clock, hints and what sources have learned, counts of
-        equal requests, the values that agents keep, and KV. KV pages that an earlier generation has
-        are not written again. The generation before is kept.
+        agents and their adapters' names, weights that adapters were updated with, the clock, hints
+        and what sources have learned, counts of equal requests, the values that agents keep, and
+        KV. Pages that an earlier generation has are not written again. The generation before is
+        kept.
 
         The engine goes on meanwhile: it stops for a look at its state, and for some milliseconds
         for each piece of pages. The state is of one moment. Where calls are open then, requests of
@@ -209,7 +227,8 @@ class Engine(AgentWorld):
         other arguments are those of ``Engine``. ``restored`` says what was restored.
 
         The seed is the snapshot's. Sources go on from what those of the same names had learned.
-        Adapters are read from their folders again. KV comes back if model, dtype, page layout and
+        Adapters are read from their folders again, weights that were given to ``Adapter.update``
+        from the snapshot. KV comes back if model, dtype, page layout and
         kernels are the same, and is computed again otherwise, as are pages that are damaged or for
         which there is no room: with a ``SnapshotWarning``, as for all that is not restored. Raises
         ``SnapshotError`` where no generation can be read, and what ``Engine`` raises.

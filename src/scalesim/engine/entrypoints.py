@@ -92,7 +92,7 @@ class Entrypoints:
         """End a call; its pages are free within two steps. No effect on one that has ended. Raises
         ``RequestError`` for what is no call of this engine."""
         instance("call", call, Call, "submit() gives one")
-        if call.model is not self.parts.model:
+        if not self._intake.models.is_of(call):
             raise RequestError("this call is another engine's; cancel it there")
         self._inbox.post(partial(self._loop.calls.abandon, [call]))
 

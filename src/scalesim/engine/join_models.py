@@ -3,12 +3,12 @@ pages, and made known to the runner."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING
+from zlib import crc32
 
 from scalesim.config import EngineConfig
 from scalesim.errors import AdapterError, ModelError
@@ -16,24 +16,21 @@ from scalesim.memory.geometry import PageGeometry
 from scalesim.memory.leases.adapters import AdapterContent
 from scalesim.memory.leases.weights import WeightsContent
 from scalesim.model.adapters.folder import AdapterFolders
-from scalesim.model.adapters.layout import LayoutTable
+from scalesim.model.adapters.layout import LayoutTable, lora_sites
 from scalesim.model.checkpoint.config import ModelConfig
 from scalesim.model.checkpoint.loader import LoadedModel, load_model
 from scalesim.model.checkpoint.weights import Weights
 from scalesim.model.layers.native import NativeModel
 from scalesim.model.paged_weights import WeightLayout, WeightsSource, digest_of
-from scalesim.requests.adapter_registry import AdapterHome
-from scalesim.requests.model_registry import AddedModel
+from scalesim.requests.adapter_home import AdapterHome
+from scalesim.requests.added_model import AddedModel
 from scalesim.requests.prompt import TextModel
-
-if TYPE_CHECKING:
-    pass
 
 MIN_ROW_BLOCKS = 128
 """Entries of a row of the block table, at least: it lists the parts of a model's weights."""
-AddRunner = Callable[[int, WeightLayout, PageGeometry, LayoutTable], None]
+AddRunner = Callable[[int, WeightLayout, PageGeometry, LayoutTable], Callable[[], None]]
 """``(number, weights, pages, layouts of adapters)``: computes batches of a further model from now
-on."""
+on, until what is returned is called on the engine's thread."""
 MakeText = Callable[[LoadedModel, int, int], TextModel]
 """``(model, model_len, pool_len)``: the model's vocabulary and limits, as requests need them."""
 
@@ -42,7 +39,8 @@ MakeText = Callable[[LoadedModel, int, int], TextModel]
 class JoinModels:
     """A ``JoinModel`` of an engine of ``config``, whose pages have ``page_bytes`` and hold
     ``block_size`` tokens of any model. ``max_len`` is the most tokens of a sequence, and
-    ``row_blocks`` the most pages of an adapter."""
+    ``row_blocks`` the most pages of an adapter. ``adapters`` are those of each model's shapes,
+    which all models and versions of the same shapes have in common."""
 
     config: EngineConfig
     page_bytes: int
@@ -53,19 +51,20 @@ class JoinModels:
     row_blocks: int
     make_text: MakeText
     add_runner: AddRunner
+    adapters: dict[Hashable, tuple[LayoutTable, AdapterHome]] = field(default_factory=dict)
 
-    def __call__(self, path: str | Path, number: int, dummy_weights: bool) -> AddedModel:
-        load = partial(self._load, path, number, dummy_weights)
+    def __call__(self, name: str, path: str | Path, number: int, dummy_weights: bool) -> AddedModel:
+        load = partial(self._load, path, name, dummy_weights)
         loaded = load()
-        shape, name = loaded.config, str(path)
+        shape, folder = loaded.config, str(path)
         if not isinstance(shape, ModelConfig):
-            raise ModelError(f"model {name}: only ScaleSim's own layers run beside another model")
+            raise ModelError(f"model {folder}: only ScaleSim's own layers run beside another model")
         geometry = PageGeometry(
             shape.num_layers, shape.num_kv_heads, shape.head_dim, self.block_size, self.kv_bytes
         )
         if geometry.page_bytes > self.page_bytes:
             raise ModelError(
-                f"model {name}: KV of {self.block_size} tokens has {geometry.page_bytes} bytes, "
+                f"model {folder}: KV of {self.block_size} tokens has {geometry.page_bytes} bytes, "
                 f"and the engine's pages have {self.page_bytes}; make the engine of this model and "
                 "add the other one, or give a smaller block_size"
             )
@@ -73,25 +72,32 @@ class JoinModels:
         num_pages = sum(layout.runs)
         if num_pages >= self.num_pages or len(layout.runs) > MIN_ROW_BLOCKS:
             raise ModelError(
-                f"model {name}: its weights take {num_pages} pages in {len(layout.runs)} parts; "
+                f"model {folder}: its weights take {num_pages} pages in {len(layout.runs)} parts; "
                 f"the device pool has {self.num_pages}, and a model {MIN_ROW_BLOCKS} parts at "
                 "most: raise device_memory, or take a smaller model"
             )
         pages = layout.pack(_weights_of(loaded))
         digest = digest_of(layout, pages)
-        source = WeightsSource(layout, lambda: _weights_of(load()), digest, name)
+        source = WeightsSource(layout, lambda: _weights_of(load()), digest, folder)
         facts = repr((shape, layout.dtype, geometry, self.config.reproducible)).encode()
-        mark = b"model:" + blake2b(facts + digest, digest_size=16).digest()
+        identity = blake2b(facts + digest, digest_size=16).digest()
         model_len = min(self.max_len, shape.max_position)
         text = self.make_text(loaded, model_len, (self.num_pages - num_pages) * self.block_size)
-        adapters = AdapterFolders(shape, layout.dtype, self.page_bytes, LayoutTable())
-        self.add_runner(number, layout, geometry, adapters.layouts)
-        return AddedModel(
-            text,
-            number,
-            WeightsContent(digest, layout.runs, source, pages),
-            AdapterHome(partial(self._read_adapter, adapters), adapters.updated, mark),
-        )
+        layouts, home = self._adapters_of(layout)
+        weights = WeightsContent(identity, layout.runs, source, pages)
+        forget = self.add_runner(number, layout, geometry, layouts)
+        return AddedModel(name, folder, dummy_weights, text, number, weights, home, digest, forget)
+
+    def _adapters_of(self, model: WeightLayout) -> tuple[LayoutTable, AdapterHome]:
+        """The layouts and the home of adapters of a model's shapes: all that they are made for."""
+        shape, dtype = model.config, model.dtype
+        sites = lora_sites(shape)
+        shapes = shape.architecture, shape.num_layers, shape.vocab_size, shape.experts, sites, dtype
+        folders = AdapterFolders(shape, dtype, self.page_bytes, LayoutTable())
+        mark = blake2b(repr(shapes).encode(), digest_size=16).digest()
+        read = partial(self._read_adapter, folders)
+        home = AdapterHome(read, folders.updated, folders.rebuilt, mark)
+        return self.adapters.setdefault(shapes, (folders.layouts, home))
 
     def _read_adapter(self, folders: AdapterFolders, path: str | Path) -> AdapterContent:
         found = folders(path)
@@ -102,9 +108,9 @@ class JoinModels:
             )
         return found
 
-    def _load(self, path: str | Path, number: int, dummy_weights: bool) -> LoadedModel:
+    def _load(self, path: str | Path, name: str, dummy_weights: bool) -> LoadedModel:
         return load_model(
-            path, dtype=self.config.dtype, dummy_weights=dummy_weights, seed=number,
+            path, dtype=self.config.dtype, dummy_weights=dummy_weights, seed=crc32(name.encode()),
             model_impl="native",
         )  # fmt: skip
 

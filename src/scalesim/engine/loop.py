@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from scalesim.batch import NO_TOKEN, LaunchedStep
 from scalesim.core import AgentId
@@ -23,11 +24,10 @@ from scalesim.engine.stats import EngineStats
 from scalesim.engine.worlds import Worlds
 from scalesim.foreign import Foreign
 from scalesim.memory.audit.auditor import Auditor
-from scalesim.requests.adapter_registry import AdapterRegistry
 from scalesim.requests.agent_registry import ForkedId
+from scalesim.requests.bindings import Bindings
 from scalesim.requests.call import Call
 from scalesim.requests.limiter import RequestLimiter
-from scalesim.requests.model_registry import ModelRegistry
 from scalesim.sampling.embedding import EmbeddingLog
 from scalesim.sampling.keys import SamplingKeys
 from scalesim.sampling.logits import logits_processor_of
@@ -41,8 +41,8 @@ MAX_STALL_S = 0.05
 class EngineLoop:
     """Everything between an accepted call and its reply. ``step`` is the whole of it.
 
-    ``limiter`` bounds the open calls; ``adapters`` is told of calls that ended; it and ``models``,
-    when memory was emptied; ``is_known`` says whether an agent exists. All may be left out.
+    ``limiter`` bounds the open calls; ``bindings`` are told of calls that ended, and when memory
+    was emptied; ``is_known`` says whether an agent exists. All may be left out.
     """
 
     def __init__(
@@ -51,8 +51,7 @@ class EngineLoop:
         *,
         combine: Combine = earliest_credible,
         limiter: RequestLimiter | None = None,
-        adapters: AdapterRegistry | None = None,
-        models: ModelRegistry | None = None,
+        bindings: Iterable[Bindings[Any]] = (),
         recorder: Recorder | None = None,
         is_known: Callable[[AgentId], bool] = lambda agent: True,
     ) -> None:
@@ -62,10 +61,10 @@ class EngineLoop:
         self.advice = Advice(parts.memory, combine, is_known, recorder)
         self.clock, self.worlds = self.advice.clock, Worlds(self.advice)
         self.calls = OpenCalls(
-            parts, self.stats, limiter or RequestLimiter(sys.maxsize), adapters, recorder
+            parts, self.stats, limiter or RequestLimiter(sys.maxsize), bindings, recorder
         )
         self.auditor = Auditor(self.memory, self.scheduler.leases, parts.integrity)
-        self.recovery = Recovery(parts, self.auditor, self.stats, adapters, models)
+        self.recovery = Recovery(parts, self.auditor, self.stats, bindings)
         self._launched: deque[LaunchedStep] = deque()
         self._forgetting: frozenset[AgentId] = frozenset()  # agents that are being forgotten now
         self._ids = itertools.count(1)
@@ -195,7 +194,7 @@ class EngineLoop:
             limit=len(tokens) + params.max_tokens,
             params=params,
             attachments=call.attachments,
-            salt=call.mark + request.salt,
+            salt=request.salt,
             key=key,
             stop_ids=stop_ids,
             observer=call.sink,

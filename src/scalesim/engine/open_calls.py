@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
-from typing import Literal
+from typing import Any, Literal
 
 from scalesim.checks import shown
 from scalesim.core import AgentId
@@ -22,7 +22,7 @@ from scalesim.errors import (
     ScaleSimError,
 )
 from scalesim.foreign import words_of
-from scalesim.requests.adapter_registry import AdapterRegistry
+from scalesim.requests.bindings import Bindings
 from scalesim.requests.call import Call
 from scalesim.requests.deadlines import Deadlines
 from scalesim.requests.limiter import RequestLimiter
@@ -40,12 +40,12 @@ class OpenCalls:
         parts: EngineParts,
         stats: EngineStats,
         limiter: RequestLimiter,
-        adapters: AdapterRegistry | None,
+        bindings: Iterable[Bindings[Any]],
         recorder: Recorder | None,
     ) -> None:
         self._scheduler, self._time_s = parts.scheduler, parts.time_s
         self._stats, self._limiter = stats, limiter
-        self._adapters, self._recorder = adapters, recorder
+        self._bindings, self._recorder = bindings, recorder
         self._by_sequence: dict[int, Call] = {}
         self._news: list[Call] = []  # calls with tokens of this step that a reader waits for
         self.announce = self._news.append
@@ -146,8 +146,8 @@ class OpenCalls:
         waiters of ``calls`` and of ``news``."""
         with ExitStack() as last:  # runs from the last callback to the first
             last.callback(deliver, [*calls, *news])
-            if calls and self._adapters is not None:
-                last.callback(self._adapters.let_go, calls)
+            for bindings in self._bindings if calls else ():
+                last.callback(bindings.let_go, calls)
             if calls:
                 last.callback(self._limiter.leave, calls)
             for call in calls:

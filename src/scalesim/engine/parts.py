@@ -14,8 +14,8 @@ from scalesim.memory.disk.slot_store import SlotStore
 from scalesim.memory.links.link import Link
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pools.page_access import PageAccess
-from scalesim.requests.adapter_registry import PackAdapter, ReadAdapter
-from scalesim.requests.model_registry import JoinModel
+from scalesim.requests.adapter_home import PackAdapter, ReadAdapter, RebuildAdapter
+from scalesim.requests.added_model import JoinModel
 from scalesim.requests.prompt import TextModel
 from scalesim.scheduler.scheduler import Scheduler
 
@@ -26,7 +26,8 @@ class EngineParts:
     a simulation passes others. ``time_s`` is monotonic seconds. ``before_wait`` runs on a
     caller's thread when it leaves the computing to the engine's. ``device`` is where the runner
     computes. ``read_adapter`` reads an adapter's folder; ``None``: no adapters here.
-    ``pack_adapter`` packs an adapter's new tensors; ``None``: adapters are not updated here.
+    ``pack_adapter`` packs an adapter's new tensors, ``rebuild_adapter`` takes those of a snapshot;
+    ``None``: adapters are not updated here.
     ``join_model`` reads a further model and makes it known to the runner; ``None``: there can be
     none. ``limits``: how many requests may be open. ``integrity`` is ``EngineConfig``'s; tests
     raise.
@@ -46,6 +47,7 @@ class EngineParts:
     device: str = "cpu"
     read_adapter: ReadAdapter | None = None
     pack_adapter: PackAdapter | None = None
+    rebuild_adapter: RebuildAdapter | None = None
     join_model: JoinModel | None = None
     limits: CallLimits = field(default_factory=CallLimits)
     integrity: Integrity = "raise"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from typing import Any
 
 from scalesim.batch import LaunchedStep
 from scalesim.core import AgentId
@@ -16,8 +17,7 @@ from scalesim.engine.stats import EngineStats
 from scalesim.errors import KernelError
 from scalesim.foreign import Foreign
 from scalesim.memory.audit.auditor import Auditor
-from scalesim.requests.adapter_registry import AdapterRegistry
-from scalesim.requests.model_registry import ModelRegistry
+from scalesim.requests.bindings import Bindings
 from scalesim.scheduler.restart import restart
 from scalesim.scheduler.sequence import Sequence
 
@@ -36,12 +36,10 @@ class Recovery:
         parts: EngineParts,
         auditor: Auditor,
         stats: EngineStats,
-        adapters: AdapterRegistry | None,
-        models: ModelRegistry | None,
+        bindings: Iterable[Bindings[Any]],
     ) -> None:
         self.interrupt: KeyboardInterrupt | None = None
-        self._parts, self._auditor, self._stats, self._adapters = parts, auditor, stats, adapters
-        self._models = models
+        self._parts, self._auditor, self._stats, self._bindings = parts, auditor, stats, bindings
         self._restarts_in_vain = 0  # restarts since a token was collected last
         self._kernel_error: str | None = None  # what a kernel raised last
 
@@ -75,10 +73,8 @@ class Recovery:
             memory.forget(agent)
         self._stats.lost_pages = memory.num_lost_pages
         restart(scheduler, sequences, {id(lease) for lease in suspects.leases})
-        if self._models is not None:
-            self._models.restore()
-        if self._adapters is not None:
-            self._adapters.restore()
+        for bindings in self._bindings:
+            bindings.restore()
 
     def _check_hope(self, error: BaseException) -> None:
         self._restarts_in_vain += 1

@@ -17,6 +17,7 @@ import numpy as np
 from scalesim.core import Bytes2D
 from scalesim.distance.distances import Change
 from scalesim.engine.parts import EngineParts
+from scalesim.engine.saved_adapters import digests_in_manifest
 from scalesim.engine.world import WorldState
 from scalesim.errors import AdapterError, ModelError, ScaleSimError, SnapshotError, SnapshotWarning
 from scalesim.memory.image import MemoryImage, Placed, put_agents, put_image
@@ -126,7 +127,8 @@ def restore_memory(
 ) -> tuple[Placed, int]:
     """Put what memory held into ``parts.memory``, which is empty; warn of what is left out. Returns
     what has found a place, and the number of damaged pages."""
-    image, places, memory = image_in(manifest), places_in(manifest), parts.memory
+    image, memory = image_in(manifest), parts.memory
+    places = places_in(manifest)[: len(image.segments)]  # the others are of adapters
     num_pages = sum(map(len, places))
     if parts.pages is None or not num_pages:
         why = "it was taken without pages" if parts.pages is not None else "no pages are read here"
@@ -176,24 +178,40 @@ def restore_values(parts: EngineParts, where: SnapshotStore, manifest: dict[str,
 def restore_adapters(
     adapters: AdapterRegistry, parts: EngineParts, where: SnapshotStore, manifest: dict[str, Any]
 ) -> None:
-    """Read the adapters of the snapshot from their folders again; warn of one that is gone, or has
-    other content: its agents' calls are refused until it is added. Digests are of adapters as they
-    lie in pages: with other pages, they say nothing."""
+    """Read the adapters of the snapshot from their folders again, or from the snapshot where they
+    were updated; warn of one that is gone, damaged, or has other content: its agents' calls are
+    refused until it is added. Digests are of adapters as they lie in pages: with other pages, they
+    say nothing of a folder."""
     has_digests = fits(parts, manifest)
-    for name, folder, digest, *model in manifest["adapters"]:  # a release before had no models
+    pages_of = _updated_pages(where, manifest)
+    for name, folder, digest, *rest in manifest["adapters"]:
+        model, form = (*rest, None, None)[:2]  # a release before had none
         try:
-            if folder is None:
+            if form is not None:
+                adapters.put_back(name, model, form, pages_of[digest], digest)
+            elif folder is None:
                 raise AdapterError("its weights were given to update(), and are in no folder")
-            adapters.add(name, folder, model=model[0] if model else None)
-            found = next(info.digest for info in adapters.list() if info.name == name)
-            if has_digests and found != digest:
-                adapters.remove(name)
-                raise AdapterError("its folder has other content now")
+            else:
+                adapters.add(name, folder, model=model)
+                if has_digests and adapters.info(name).digest != digest:
+                    adapters.remove(name)
+                    raise AdapterError("its folder has other content now")
         except (AdapterError, ModelError) as error:
             _warn(
                 f"{where}: adapter {name!r} is not restored; calls that use it are refused until "
                 f"engine.adapters.add() adds it: {error}"
             )
+
+
+def _updated_pages(where: SnapshotStore, manifest: dict[str, Any]) -> dict[str, Bytes2D]:
+    """The pages of the adapters that a snapshot holds, by digest: those that are sound, up to the
+    first that is not."""
+    digests, places = digests_in_manifest(manifest), places_in(manifest)
+    places = places[len(places) - len(digests) :]
+    with SavedPages(Generations(where), places, manifest["page_bytes"]) as saved:
+        return {
+            digest: saved.read(index, len(places[index])) for index, digest in enumerate(digests)
+        }
 
 
 def restore_models(models: ModelRegistry, where: SnapshotStore, manifest: dict[str, Any]) -> None:
@@ -208,7 +226,7 @@ def restore_models(models: ModelRegistry, where: SnapshotStore, manifest: dict[s
                 f"engine.add_model() adds it: {error}"
             )
             continue
-        if models.known(name).weights.digest.hex() != digest:
+        if models.known(name).value.digest.hex() != digest:
             _warn(
                 f"{where}: the files of model {name!r} have other content now; what its agents "
                 "said is computed again with it"

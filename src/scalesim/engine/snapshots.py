@@ -15,16 +15,24 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scalesim._version import __version__
-from scalesim.core import AgentId
+from scalesim.core import AgentId, Bytes2D
 from scalesim.engine.parts import EngineParts
 from scalesim.engine.restoring import image_in, places_in
+from scalesim.engine.saved_adapters import PageKeys, updated_in, updated_keys
 from scalesim.engine.world import WorldState
 from scalesim.errors import SnapshotError
-from scalesim.memory.image import BlockRange, CopiedBlocks, LiveBlocks, MemoryImage, image_of
+from scalesim.memory.image import (
+    NOBODY,
+    BlockRange,
+    CopiedBlocks,
+    LiveBlocks,
+    MemoryImage,
+    image_of,
+)
 from scalesim.memory.image_columns import to_columns
 from scalesim.memory.pools.page_access import PageAccess
 from scalesim.memory.state import StateAccess
-from scalesim.requests.adapter_registry import AdapterRegistry
+from scalesim.requests.adapter_registry import AdapterImage, AdapterRegistry
 from scalesim.requests.agent_registry import AgentRegistry, ForkedId
 from scalesim.requests.model_registry import ModelRegistry
 from scalesim.snapshot.block_index import BlockIndex, Keys, Places, places_from_front
@@ -54,8 +62,7 @@ class Snapshot(NamedTuple):
 class SnapshotMoment(NamedTuple):
     """An engine at one moment. ``agents``: (id, name of the adapter); ``agent_models``: (id, name
     of the model) of those that use another than the engine's own; ``models``: (name, path,
-    dummy_weights, digest); ``adapters``: (name, path, digest, name of the model); ``values``: what
-    agents keep as their state, ``None`` without pages."""
+    dummy_weights, digest); ``values``: what agents keep as their state, ``None`` without pages."""
 
     world: WorldState
     image: MemoryImage
@@ -63,7 +70,7 @@ class SnapshotMoment(NamedTuple):
     agents: list[tuple[Any, str | None]]
     agent_models: list[tuple[Any, str]]
     models: list[tuple[str, str, bool, str]]
-    adapters: list[tuple[str, str | None, str, str | None]]
+    adapters: tuple[AdapterImage, ...]
     values: dict[str, Any] | None
 
 
@@ -111,9 +118,11 @@ class Snapshots:
             of_segment[: segment.num_content]
             for of_segment, segment in zip(keys, segments, strict=True)
         ]
-        known = index.worth_keeping(key for of_segment in held for key in of_segment)
-        fresh = self._write_pages(generations, number, moment.live, held, known)
-        parents = [segment.parent for segment in segments]
+        updated = updated_in(moment.adapters)
+        known = index.worth_keeping(key for some in (*held, *updated) for key in some)
+        fresh = self._write_pages(generations, number, moment.live, held, known, updated)
+        keys = [*keys, *map(list, updated)]
+        parents = [*(segment.parent for segment in segments), *(NOBODY for _ in updated)]
         places = places_from_front(keys, parents, {**known, **fresh})
         generations.commit(number, self._manifest(moment, identity, places, data))
         self._keys.forget_unused()
@@ -139,8 +148,11 @@ class Snapshots:
             live,
             [(entry.id, entry.adapter) for entry in entries],
             [(entry.id, entry.model) for entry in entries if entry.model is not None],
-            self._models.image(),
-            [(info.name, info.path, info.digest, info.model) for info in self._adapters.list()],
+            [
+                (model.name, model.path, model.dummy_weights, model.digest.hex())
+                for model in self._models.all()
+            ],
+            self._adapters.image(),
             values,
         )
 
@@ -153,9 +165,11 @@ class Snapshots:
         live: LiveBlocks,
         keys: Keys,
         known: Mapping[bytes, PagePlace],
+        updated: Mapping[PageKeys, Bytes2D],
     ) -> dict[bytes, PagePlace]:
-        """Write the blocks of ``keys`` that are not ``known`` to a new page file. Returns where
-        they lie; without those that were dropped meanwhile."""
+        """Write the blocks of ``keys`` that are not ``known``, and pages of ``updated`` adapters by
+        their keys, to a new page file. Returns where they lie; without those that were dropped
+        meanwhile."""
         pages, page_bytes = self._parts.pages, self._parts.memory.page_bytes
         pieces = _pieces(keys, known, max(1, PIECE_BYTES // page_bytes))
         fresh: dict[bytes, PagePlace] = {}
@@ -165,6 +179,9 @@ class Snapshots:
         try:
             for piece in pieces:
                 self._write_piece(writer, live, piece, keys, pages, fresh)
+            for of_adapter, rows in updated.items():
+                if not all(key in known for key in of_adapter):
+                    fresh.update(zip(of_adapter, writer.add(rows), strict=True))
             writer.finish()
         except BaseException:
             writer.abandon()
@@ -207,7 +224,7 @@ class Snapshots:
             "agents": moment.agents,
             "agent_models": moment.agent_models,
             "models": moment.models,
-            "adapters": moment.adapters,
+            "adapters": [adapter[:-1] for adapter in moment.adapters],
             "values": moment.values,
             "requests": moment.world.counts.columns(),
             "advice": moment.world.advice,
@@ -235,7 +252,8 @@ class Snapshots:
         assert self._keys is not None
         newest = generations.newest()
         image, places = image_in(newest.manifest), places_in(newest.manifest)
-        index = BlockIndex().after(newest.number, self._keys.of_image(image.segments), places)
+        keys: Keys = [*self._keys.of_image(image.segments), *updated_keys(newest.manifest)]
+        index = BlockIndex().after(newest.number, keys, places)
         if newest.manifest["identity"] == identity:
             return index
         return index.without_files(set().union(*index.files.values()))  # other KV

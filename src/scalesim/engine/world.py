@@ -235,7 +235,7 @@ class ForkedWorld(AgentWorld):
         self._advice = Advice(memory, combine, registry.__contains__, None)
         self._keys = SamplingKeys(self.parts.seed)
         self.models = parent.models
-        self._intake = Intake(self.models, self.parts.memory, registry, self.adapters, self._keys)
+        self._intake = Intake(self.models, registry, self.adapters, self._keys)
         self._listener = EngineListener(self._inbox, self._advice.poll)
         self._source_names: set[str] = set()
         self._agents = self._agents_at(self._inbox, registry)

@@ -10,6 +10,8 @@ from scalesim.memory.tree.owner import AgentState
 from scalesim.memory.tree.run import Transfer
 from scalesim.memory.tree.segment import Branch, Segment
 
+ADAPTER, WEIGHTS = "adapter", "weights"  # the kinds of attachments
+
 
 class AttachmentSpec(NamedTuple):
     """State that a request needs beside the KV of its prompt: the ``kind`` of state, the ``digest``

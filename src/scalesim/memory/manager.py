@@ -119,6 +119,7 @@ class MemoryManager(MemoryParts):
         leases = self.waiters.poll()
         self.orphans.drop_unpinned()
         self.adapters.drop_stale()
+        self.weights.drop_stale()
         return leases
 
     def forget(self, agent: AgentId) -> None:
@@ -203,16 +204,19 @@ class MemoryManager(MemoryParts):
     def bind_adapter(self, agent: AgentId, digest: bytes | None) -> None:
         """Let ``agent`` use this adapter, in place of any other (``None``: no adapter); no effect
         if the adapter was removed."""
-        if digest is None or self.adapters.has(digest):
-            self.adapters.bind(agent, digest)
+        self.adapters.bind(agent, digest)
 
     def add_weights(self, content: WeightsContent) -> None:
         """Add the weights of a model beside the engine's own. Equal content changes nothing."""
         self.weights.add(content)
 
+    def remove_weights(self, digest: bytes) -> None:
+        """Remove weights, and the KV that was computed with them, as ``remove_adapter`` does."""
+        self.weights.remove(digest)
+
     def bind_weights(self, agent: AgentId, digest: bytes | None) -> None:
         """Let ``agent`` use the model with these weights (``None``: the engine's own), so that they
-        are moved by its next use as well. Raises ``ModelError``."""
+        are moved by its next use as well; no effect if they were removed."""
         self.weights.bind(agent, digest)
 
     # -- time, steps and copies ---------------------------------------------------------------

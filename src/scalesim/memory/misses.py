@@ -7,11 +7,11 @@ found.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 from scalesim.core import AgentId
-from scalesim.memory.lease import Lease
+from scalesim.memory.lease import WEIGHTS, AttachmentSpec, Lease
 from scalesim.memory.prefetch.planner import BlockedBy
 from scalesim.memory.timing import Timing
 from scalesim.memory.tree.segment import Segment
@@ -25,8 +25,10 @@ Cause: TypeAlias = Literal[
     "disk busy",
     "prompt changed",
     "adapter changed",
+    "model changed",
     "hint ignored",
 ]
+Digests: TypeAlias = Mapping[str, bytes]
 _ADVICE: dict[str, str] = {
     "no hint": "nothing was known of this call; say expect(), or add a source",
     "hint late": "it was expected later than it came, or told too shortly before",
@@ -34,7 +36,8 @@ _ADVICE: dict[str, str] = {
     "pool small": "nothing that is used later could leave; raise device_memory or host_memory",
     "disk busy": "other reads were under way; more host_memory, or a faster disk",
     "prompt changed": "it shares only its beginning with the call before; move what changes back",
-    "adapter changed": "KV belongs to the adapter that computed it",
+    "adapter changed": "KV belongs to the content of the adapter that computed it",
+    "model changed": "KV belongs to the weights of the model that computed it",
     "hint ignored": "nothing was missing so far, but what was said of it does not count",
 }
 
@@ -46,7 +49,8 @@ class Miss(NamedTuple):
     found on any tier. ``expected``: the next use that was known, ``None`` = unknown.
     ``load_tokens``: tokens whose KV the call had to wait for. ``lost_tokens``: tokens to be
     computed again. ``unheard``: hints about the agent that did not count, and sources that say
-    nothing; if nothing was missing, ``cause`` is "hint ignored".
+    nothing; if nothing was missing, ``cause`` is "hint ignored". ``waits``: the pages that the call
+    had to wait for, by kind of state: "KV", "adapter", "weights".
     """
 
     cause: Cause
@@ -56,6 +60,7 @@ class Miss(NamedTuple):
     load_tokens: int
     lost_tokens: int
     unheard: tuple[str, ...] = ()
+    waits: tuple[tuple[str, int], ...] = ()
 
     @classmethod
     def without(cls, unheard: Sequence[str], now: float) -> Miss:
@@ -70,9 +75,11 @@ class Miss(NamedTuple):
         if self.cause == "hint ignored":
             return f"tick {self.tick:g}: {self.cause}: {_ADVICE[self.cause]}"
         known = "unknown" if self.expected is None else f"tick {self.expected:g}"
+        waits = ", ".join(f"{pages} pages of {kind}" for kind, pages in self.waits)
         return (
             f"tick {self.tick:g}: {self.cause}{where} ({self.load_tokens} tokens loaded on demand, "
-            f"{self.lost_tokens} computed again; expected: {known}): {_ADVICE[self.cause]}"
+            f"{self.lost_tokens} computed again; waited for: {waits or 'nothing'}; expected: "
+            f"{known}): {_ADVICE[self.cause]}"
         )
 
 
@@ -82,6 +89,7 @@ class Misses:
     def __init__(self, timing: Timing, block_size: int) -> None:
         self.last: dict[AgentId, Miss] = {}
         self._expected: dict[AgentId, float | None] = {}
+        self._computed_with: dict[AgentId, Digests] = {}  # the path that the last call left
         self._timing, self._block_size = timing, block_size
 
     def record_call(self, agent: AgentId, expected: float | None) -> None:
@@ -91,46 +99,70 @@ class Misses:
     def forget(self, agent: AgentId) -> None:
         self.last.pop(agent, None)
         self._expected.pop(agent, None)
+        self._computed_with.pop(agent, None)
 
     def record_release(self, lease: Lease) -> None:
-        """Record the length of the path that ``lease`` leaves to its agent."""
-        if lease.agent is not None:
-            lease.agent.record_release(lease.num_shared)
+        """Record the length of the path that ``lease`` leaves to its agent, and what it was
+        computed with."""
+        if lease.agent is None or lease.agent.is_forgotten:
+            return
+        lease.agent.record_release(lease.num_shared)
+        self._computed_with[lease.agent.id] = digests_of(each.spec for each in lease.attachments)
 
     def record_lookup(
-        self, lease: Lease, found: Segment, waiting: int, spared: int, blocked_by: BlockedBy
+        self,
+        lease: Lease,
+        found: Segment,
+        waiting: int,
+        spared: int,
+        blocked_by: BlockedBy,
+        attached: Sequence[tuple[AttachmentSpec, int]],
     ) -> None:
         """Record a lookup that found the prompt cached up to ``found``. Of its blocks, ``waiting``
         are not on the device yet, and the last ``spared`` are computed again instead of loaded.
-        ``blocked_by`` is what kept the planner from loads. To be called before the agent's newest
+        ``blocked_by`` is what kept the planner from loads. ``attached``: each attachment, with the
+        number of its pages that are not on the device yet. To be called before the agent's newest
         path changes."""
         agent = lease.agent
         if agent is None:
             return
         expected = self._expected.pop(agent.id, None)
-        if agent.newest_end is None:
-            return
+        waits = [("KV", waiting), *((spec.kind, pages) for spec, pages in attached)]
+        waits = [(kind, pages) for kind, pages in waits if pages]
+        now, size = self._timing.now, self._block_size
         before = agent.newest_end
+        if before is None:
+            if waits:
+                cause = self.why_late(expected, blocked_by)
+                self.last[agent.id] = Miss(cause, now, 0, expected, 0, 0, waits=tuple(waits))
+            return
         kept = before.parent is not None
         there = sum(segment.num_blocks for segment in lineage(before)) if kept else 0
         dropped = agent.last_path_blocks - there
         goes_on = kept and before in lineage(found)
-        if goes_on and not waiting and not spared and dropped <= 0:
+        if goes_on and not waits and not spared and dropped <= 0:
             return
-        cause: Cause
-        if waiting or spared:
+        changed = self._change(agent.id, digests_of(spec for spec, _ in attached))
+        if changed is not None and not goes_on:
+            cause = changed
+        elif waits or spared:
             cause = self.why_late(expected, blocked_by)
         elif not kept or (goes_on and dropped > 0):
             cause = "pool small"
-        elif _digest_of(before) != (lease.branch.mark[:-2] if lease.branch is not None else b""):
-            cause = "adapter changed"
         else:
             cause = "prompt changed"
         lost = max(0, dropped) + (0 if goes_on else self._blocks_behind(before, found)) + spared
         token = lease.num_cached + spared * self._block_size
-        size = self._block_size
-        now = self._timing.now
-        self.last[agent.id] = Miss(cause, now, token, expected, waiting * size, lost * size)
+        self.last[agent.id] = Miss(
+            cause, now, token, expected, waiting * size, lost * size, waits=tuple(waits)
+        )
+
+    def _change(self, agent: AgentId, digests: Digests) -> Cause | None:
+        """What of that with which the last path of ``agent`` was computed is another one now."""
+        before = self._computed_with.get(agent, digests)
+        if before.get(WEIGHTS) != digests.get(WEIGHTS):
+            return "model changed"
+        return "adapter changed" if before != digests else None
 
     def num_lost(self, lease: Lease, found: Segment, num_tokens: int) -> int:
         """The number of blocks that the agent's last request left and that are no longer cached, if
@@ -161,7 +193,6 @@ class Misses:
         return sum(segment.num_blocks for segment in lineage(before) if segment not in shared)
 
 
-def _digest_of(end: Segment) -> bytes:
-    """The digest of the adapter with which the KV of the path to ``end`` was computed; empty
-    without one."""
-    return next((segment.mark[:-2] for segment in lineage(end) if segment.mark), b"")
+def digests_of(specs: Iterable[AttachmentSpec]) -> Digests:
+    """The digests of attachments, by kind."""
+    return {spec.kind: spec.digest for spec in specs}

@@ -13,7 +13,8 @@ from scalesim.memory.compaction import MovePages
 from scalesim.memory.counters import Counters
 from scalesim.memory.eviction.policies import Policy
 from scalesim.memory.eviction.ranking import EvictionRanking, MakeRanking
-from scalesim.memory.leases.adapters import ADAPTER, AdapterPages
+from scalesim.memory.lease import ADAPTER, WEIGHTS
+from scalesim.memory.leases.adapters import AdapterPages
 from scalesim.memory.leases.admission import Admission
 from scalesim.memory.leases.attachments import AttachmentKind, Attachments
 from scalesim.memory.leases.blobs import BlobPages
@@ -24,7 +25,7 @@ from scalesim.memory.leases.partial_blocks import PartialBlocks
 from scalesim.memory.leases.prefix_lookup import PrefixLookup
 from scalesim.memory.leases.release import Releases
 from scalesim.memory.leases.waiters import LoadWaiters
-from scalesim.memory.leases.weights import WEIGHTS, WeightPages
+from scalesim.memory.leases.weights import WeightPages
 from scalesim.memory.links.link import Link
 from scalesim.memory.misses import Misses
 from scalesim.memory.owners import Owners

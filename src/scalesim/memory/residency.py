@@ -200,7 +200,9 @@ class Residency:
         first. Returns False if it is better to wait: the host has room once it has spilled.
 
         A small segment is evicted whole, even where a part would do: the remainder would be evicted
-        next anyway, and the next allocation gets longer runs of consecutive pages. The parent is
+        next anyway, and the next allocation gets longer runs of consecutive pages. What is on the
+        disk alone then would be read from there: it is saved too, where nothing is lost by that and
+        what is used later leaves the host for it. The parent is
         evicted together with the segment if the parent would be the next victim, as on the path of
         a single agent; otherwise the parent may be needed sooner, and stays.
         """
@@ -211,14 +213,17 @@ class Residency:
                 "from here on state is dropped and computed again; free memory or run fewer agents",
                 self.policy.name, self.device.num_usable,
             )  # fmt: skip
-        if (
-            segment.num_dirty
+        is_on_disk = segment.num_dirty == 0
+        is_worth_saving = (
+            segment.num_unsaved > 0
             and self.ranking.may_save(segment)
+            and not (is_on_disk and self.ranking.unlikely_to_return(segment))
             and self.load_or_recompute.is_worth_saving(segment.num_unsaved)
-        ):
-            if self.start_save(segment):
+        )
+        if is_worth_saving:
+            if self.start_save(segment, may_lose=not is_on_disk):
                 return True
-            if self.disk.frees_host_soon(segment.num_dirty):
+            if not is_on_disk and self.disk.frees_host_soon(segment.num_dirty):
                 return False
         keep = max(0, len(segment.device) - max(wanted, self._small_segment))
         keep = segment.runs.start_of(keep)

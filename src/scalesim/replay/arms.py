@@ -88,7 +88,8 @@ class Outcome:
     seconds: float
     turns: int
     tick_s: tuple[float, float]  # p50, p95 of a tick of the simulation
-    first_token_s: tuple[float, float]
+    first_token_s: tuple[float, float]  # from the call on
+    from_slot_s: tuple[float, float]  # to the first token, from when the call was given a slot
     page_bytes: int
     counters: dict[str, float]
     new_pages: int = 0
@@ -201,6 +202,7 @@ def play(
         log.turns - turns,
         percentiles(busy),
         percentiles(log.first_token_s[turns:] or [0.0]),
+        percentiles(log.from_slot_s[turns:] or [0.0]),
         machine.geometry.page_bytes,
         {name: value - before.get(name, 0.0) for name, value in counted(simulation).items()},
         num_waited=None if machine.models is None else len(log.waited) - waited,

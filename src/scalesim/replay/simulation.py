@@ -34,12 +34,14 @@ from scalesim.trace.trace import Hint, TraceCall, TraceTick
 
 @dataclass(slots=True)
 class Log:
-    """Durations in virtual seconds: of each tick, and from each call to its first token.
-    ``waited`` are the ids of the sequences that waited for loads, of requests with weights.
-    ``accesses`` are the calls' page accesses by order of admission, if asked for."""
+    """Durations in virtual seconds: of each tick, from each call to its first token, and from its
+    first admission to a slot to its first token. ``waited`` are the ids of the sequences that
+    waited for loads, of requests with weights. ``accesses`` are the calls' page accesses by order
+    of admission, if asked for."""
 
     tick_s: list[float] = field(default_factory=list)
     first_token_s: list[float] = field(default_factory=list)
+    from_slot_s: list[float] = field(default_factory=list)
     turns: int = 0
     waited: set[int] = field(default_factory=set)
     accesses: dict[int, Access] = field(default_factory=dict)
@@ -85,6 +87,7 @@ class Simulation:
         self._foresight, self._leap, self._witness = foresight, leap, witness
         self._watch, self._models = watch, models
         self._pages: dict[int, int] = {}
+        self._admitted_s: dict[int, float] = {}  # by order of admission: when, of open calls
         self._ended: list[_Open] = []
         self._open: dict[AgentId | None, int] = {}  # calls under way
         self._later: dict[AgentId | None, deque[TraceCall]] = {}  # rounds to come
@@ -121,7 +124,10 @@ class Simulation:
     # -- inside a tick ------------------------------------------------------------------------
 
     def _iterate(self) -> None:
+        now_s, num_admitted = self.link.now_s, self.loop.scheduler.num_admissions
         alive = self.loop.step()
+        for admission in range(num_admitted, self.loop.scheduler.num_admissions):
+            self._admitted_s[admission + 1] = now_s
         assert alive or self._ended, f"{len(self._open)} agents wait and nothing is under way"
         if self._models is not None:
             running = self.loop.scheduler.slots.sequences.values()
@@ -160,7 +166,9 @@ class Simulation:
         sequence = call.sequence
         assert sequence is not None and call.error is None and sequence.first_step is not None
         log.turns += 1
-        log.first_token_s.append(self.runner.ended_s[sequence.first_step] - call.submitted_s)
+        first_s = self.runner.ended_s[sequence.first_step]
+        log.first_token_s.append(first_s - call.submitted_s)
+        log.from_slot_s.append(first_s - self._admitted_s.pop(sequence.admission))
         if self._witness:
             self._see(call)
         self._open[traced.agent] -= 1

@@ -1,68 +1,65 @@
 """The adapters of an engine, by name: the names that agents use, and the content of each name.
 
-Used from any thread; folders are read on the caller's thread. An adapter's identity is the digest
-of its content: two names of one content share pages, and a name with new content is a new adapter.
-The content that a call uses is settled at the moment at which the call is handed in.
+Folders are read on the caller's thread. An adapter's identity is the digest of its content: two
+names of one content share pages, and a name with new content is a new adapter. The content that a
+call uses is settled at the moment at which the call is handed in.
 """
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from scalesim.checks import flag, instance, number, path_of, shown, text
-from scalesim.core import AgentId, Int32s
+from scalesim.checks import flag, instance, path_of, text
+from scalesim.core import AgentId, Bytes2D, Int32s
 from scalesim.errors import AdapterError, PromptTooLongError
-from scalesim.memory.leases.adapters import ADAPTER, AdapterContent, adapter_spec
+from scalesim.memory.lease import ADAPTER
+from scalesim.memory.leases.adapters import AdapterContent, adapter_spec
+from scalesim.memory.links.link import PageSource
 from scalesim.requests.adapter import Adapter, AdapterInfo
+from scalesim.requests.adapter_home import AdapterHome
+from scalesim.requests.bindings import Bindings
 
 if TYPE_CHECKING:
     from scalesim.memory.manager import MemoryManager
     from scalesim.requests.call import Call
 
-_LOOK_S = 1.0  # how often a waiting thread checks its timeout
-ReadAdapter = Callable[["str | Path"], AdapterContent]
-PackAdapter = Callable[[AdapterContent, "Mapping[str, Any]"], AdapterContent]
-"""Makes of an adapter and tensors an adapter of the same layout. Raises ``AdapterError``."""
 
+class HomedAdapter(NamedTuple):
+    """An adapter and its home."""
 
-class AdapterHome(NamedTuple):
-    """The model that adapters are of: how its adapters are read and packed, its name and the
-    ``mark`` of its KV, which the engine's own does not have."""
-
-    read: ReadAdapter | None
-    pack: PackAdapter | None
-    mark: bytes = b""
-    model: str | None = None
-
-    def own(self, content: AdapterContent) -> AdapterContent:
-        """``content`` under a digest that no other model's adapter has."""
-        if not self.mark:
-            return content
-        digest = blake2b(self.mark + content.digest, digest_size=16).digest()
-        return replace_fields(content, digest=digest)
-
-
-@dataclass(eq=False, slots=True)
-class _Entry:
     content: AdapterContent
     home: AdapterHome
-    names: set[str] = field(default_factory=set)
 
 
-class AdapterRegistry:
-    """``Engine.adapters``. ``home_of`` gives the home of a model's adapters by the model's name.
-    ``post`` runs a function on the engine's thread; ``check`` raises in a process that is not the
-    engine's."""
+class _Origin(NamedTuple):
+    """The folder of an adapter's name, ``None`` after an update, and the name of its model."""
+
+    path: str | None
+    model: str | None
+
+
+class AdapterImage(NamedTuple):
+    """An adapter's name in a snapshot: folder, digest in hex and model. One that is in no folder
+    has a ``form``, as ``AdapterContent``, and a ``source`` of its pages."""
+
+    name: str
+    path: str | None
+    digest: str
+    model: str | None
+    form: Any
+    source: PageSource | None
+
+
+class AdapterRegistry(Bindings[HomedAdapter]):
+    """``Engine.adapters``. ``home_of`` gives the home of a model's adapters by the model's name."""
+
+    kind, noun, error = ADAPTER, "adapter", AdapterError
 
     def __init__(
         self,
@@ -71,15 +68,8 @@ class AdapterRegistry:
         post: Callable[[Callable[[], None]], None],
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        self._home_of = home_of
-        self._memory, self._post, self._check = memory, post, check
-        self._lock = threading.RLock()  # ``with`` releases a bare lock even if Ctrl-C strikes
-        self._changed = threading.Condition(self._lock)  # for callers that wait in ``remove``
-        self._by_name: dict[str, tuple[_Entry, str | None]] = {}
-        self._by_digest: dict[bytes, _Entry] = {}
-        self._open: dict[bytes, set[Call]] = {}  # by digest; no empty sets
-        self._bound: dict[AgentId, str] = {}
-        self._users: dict[str, set[AgentId]] = {}  # the agents of each name; no empty sets
+        super().__init__(post, check)
+        self._home_of, self._memory = home_of, memory
 
     def add(
         self, name: str, path: str | Path, *, replace: bool = False, model: str | None = None
@@ -98,7 +88,14 @@ class AdapterRegistry:
         home = self._home_of(model)
         if home.read is None:
             raise AdapterError("this engine's parts have no reader of adapters (read_adapter)")
-        self._put(name, home, home.own(home.read(path)), str(path), replace)
+        content = home.own(home.read(path))
+        with self._lock:
+            if name in self and not replace and self.known(name).key[0] != content.digest:
+                raise AdapterError(
+                    f"adapter name {name!r} has other content, from "
+                    f"{self._origin(name).path or 'update()'}; remove it, or give replace=True"
+                )
+            self._settle(name, home, content, _Origin(str(path), model))
         return Adapter(self, name)
 
     def update(self, name: str, tensors: Mapping[str, Any]) -> None:
@@ -108,11 +105,10 @@ class AdapterRegistry:
         packed_for, content = None, None
         while True:
             with self._lock:
-                entry = self._entry(name)  # it may have been removed, or replaced, since
-                before, home = entry.content, entry.home
-                form = home.mark, before.layout, before.invocation_tokens
+                before, home = self.known(name).value  # it may be removed, or replaced, since
+                form = home, before.layout, before.invocation_tokens
                 if content is not None and form == packed_for:
-                    self._put(name, home, content, None, replace=True)
+                    self._settle(name, home, content, _Origin(None, self._origin(name).model))
                     return
             packed_for = form
             if home.pack is None:
@@ -122,52 +118,16 @@ class AdapterRegistry:
             except AdapterError as error:
                 raise AdapterError(f"adapter {name!r}: {error}") from error
 
-    def _put(
-        self, name: str, home: AdapterHome, content: AdapterContent, path: str | None, replace: bool
+    def _settle(
+        self, name: str, home: AdapterHome, content: AdapterContent, origin: _Origin
     ) -> None:
-        """Let ``name`` stand for ``content``. The commands of one change reach the loop together,
-        before any call that uses the new content."""
-        with self._lock:
-            previous = self._by_name.get(name)
-            is_other = previous is not None and previous[0].content.digest != content.digest
-            if previous is not None and is_other and not replace:
-                raise AdapterError(
-                    f"adapter name {name!r} has other content, from "
-                    f"{previous[1] or 'update()'}; remove it, or give replace=True"
-                )
-            unread = replace_fields(content, pages=None)  # only the pools keep the pages
-            entry = self._by_digest.setdefault(content.digest, _Entry(unread, home))
-            self._post(lambda: self._memory.add_adapter(content))
-            if is_other:
-                self._let_go(name)
-            entry.names.add(name)
-            self._by_name[name] = (entry, path)
-            self._tell(name, self._users.get(name, ()))
+        unread = replace_fields(content, pages=None)  # only the pools keep the pages
+        key = content.digest, content.layout
+        self._put(name, key, HomedAdapter(unread, home), HomedAdapter(content, home), origin)
 
-    def remove(self, name: str, *, timeout: float | None = None) -> None:
-        """Forget ``name``. The adapter's pages are freed with its last name. Calls of agents that
-        use the name are refused from now on.
-
-        Raises ``AdapterError`` while open calls use the adapter; with a ``timeout``, waits so many
-        seconds for these calls to end first.
-        """
-        self._check()
-        timeout_s = 0.0 if timeout is None else number("timeout", timeout, 0.0, error=AdapterError)
-        end_s = time.monotonic() + timeout_s
-        with self._lock:
-            entry = self._entry(name)
-            digest = entry.content.digest
-            while entry.names == {name} and (users := self._open.get(digest)):
-                left_s = end_s - time.monotonic()
-                if left_s <= 0:
-                    raise AdapterError(
-                        f"adapter {name!r} is used by {len(users)} open calls; wait for "
-                        "them, or give a longer timeout="
-                    )
-                self._changed.wait(min(left_s, _LOOK_S))
-            if name in self._by_name:
-                self._let_go(name)
-                self._tell(name, self._users.get(name, ()))
+    def _origin(self, name: str) -> _Origin:
+        origin: _Origin = self.known(name).names[name]
+        return origin
 
     def list(self) -> list[AdapterInfo]:
         """The adapters, sorted by name."""
@@ -178,30 +138,48 @@ class AdapterRegistry:
     def info(self, name: str) -> AdapterInfo:
         """``Adapter.info``."""
         with self._lock:
-            content, path = self._entry(name).content, self._by_name[name][1]
+            version, origin = self.known(name), self._origin(name)
+            content = version.value.content
             return AdapterInfo(
                 name,
-                path,
+                origin.path,
                 content.num_pages,
                 content.digest.hex(),
                 content.invocation_tokens is not None,
-                len(self._open.get(content.digest, ())),
-                self._entry(name).home.model,
+                len(version.calls),
+                origin.model,
             )
 
     def __getitem__(self, name: str) -> Adapter:
         """The adapter of this name. Raises ``AdapterError``."""
         with self._lock:
-            self._entry(name)
+            self.known(name)
         return Adapter(self, name)
 
-    def __contains__(self, name: str) -> bool:
-        return isinstance(name, str) and name in self._by_name
-
-    def __len__(self) -> int:
-        return len(self._by_name)
-
     # -- for the engine -----------------------------------------------------------------------
+
+    def image(self) -> tuple[AdapterImage, ...]:
+        """All adapters, for a snapshot."""
+        with self._lock:
+            return tuple(self._image(info) for info in self.list())
+
+    def _image(self, info: AdapterInfo) -> AdapterImage:
+        content = self.known(info.name).value.content
+        saved = (None, None) if info.path is not None else (content.form, content.source)
+        return AdapterImage(info.name, info.path, info.digest, info.model, *saved)
+
+    def put_back(
+        self, name: str, model: str | None, form: Any, pages: Bytes2D, digest: str
+    ) -> None:
+        """Give ``name`` what an image had of it, whose ``pages`` are uint8 ``[n, page_bytes]``.
+        Raises ``AdapterError`` where they are not what they were, and ``ModelError``."""
+        home = self._home_of(model)
+        if home.rebuild is None:
+            raise AdapterError("this engine's parts take no tensors of adapters (rebuild_adapter)")
+        content = home.own(home.rebuild(form, pages))
+        if content.digest.hex() != digest:
+            raise AdapterError("its weights are of another dtype or page layout")
+        self._settle(name, home, content, _Origin(None, model))
 
     def name_of(self, adapter: str | Path | Adapter, model: str | None) -> str:
         """The name of ``adapter``: a name that is known, a folder, which is added under its path
@@ -215,62 +193,9 @@ class AdapterRegistry:
             self.add(name, adapter, model=model)
         return name
 
-    def bind(self, agent: AgentId, name: str | None) -> None:
-        """Note that ``agent`` uses the adapter ``name``: from now on the adapter's pages are loaded
-        and evicted by the agent's next use. ``None``: the agent uses the base model."""
-        with self._lock:
-            if name is not None:
-                self._entry(name)
-            self._note(agent, name)
-            self._tell(name, (agent,))
-
-    def fork(self, parent: AgentId, child: AgentId) -> None:
-        """Bind ``child`` to the adapter of ``parent``. Memory's own fork binds the child as well;
-        this note is for ``restore``, and for new content of the name."""
-        with self._lock:
-            if parent in self._bound:
-                self._note(child, self._bound[parent])
-
-    def unbind(self, agents: Iterable[AgentId]) -> None:
-        """Note that ``agents`` are forgotten. Their adapters stay."""
-        with self._lock:
-            for agent in agents:
-                self._note(agent, None)
-
-    def _note(self, agent: AgentId, name: str | None) -> None:
-        before = self._bound.pop(agent, None)
-        if before is not None:
-            self._users[before].discard(agent)
-            if not self._users[before]:
-                del self._users[before]
-        if name is not None:
-            self._bound[agent] = name
-            self._users.setdefault(name, set()).add(agent)
-
-    def _tell(self, name: str | None, agents: Iterable[AgentId]) -> None:
-        """Have memory bind ``agents`` to what ``name`` stands for now."""
-        entry = None if name is None else self._by_name.get(name, (None,))[0]
-        digest, agents = None if entry is None else entry.content.digest, tuple(agents)
-
-        def bind() -> None:
-            for agent in agents:
-                self._memory.bind_adapter(agent, digest)
-
-        if agents:
-            self._post(bind)
-
-    def restore(self) -> None:
-        """Tell memory all adapters and bindings again, after a reset. On the engine's thread."""
-        with self._lock:
-            for entry in self._by_digest.values():
-                self._memory.add_adapter(entry.content)
-            for agent, name in self._bound.items():
-                if name in self:
-                    self._memory.bind_adapter(agent, self._entry(name).content.digest)
-
     def num_pages(self, name: str) -> int:
         with self._lock:
-            return self._entry(name).content.num_pages
+            return self.known(name).value.content.num_pages
 
     def attach(self, call: Call) -> None:
         """Give ``call`` what it needs of its adapter, with the content of now: nothing of an
@@ -279,12 +204,17 @@ class AdapterRegistry:
         if call.adapter is None:
             return
         with self._lock:
-            entry = self._entry(call.adapter)
-            content = entry.content
-        if call.mark != entry.home.mark:
+            content, home = self.known(call.adapter).value
+            model = self._origin(call.adapter).model
+        if model != (None if call.added is None else call.added.name):
             raise AdapterError(
                 f"adapter {call.adapter!r} is another model's than the call's; give adapter='' for "
                 "none, or add the adapter with model="
+            )
+        if call.added is not None and home is not call.added.home:
+            raise AdapterError(
+                f"adapter {call.adapter!r} was made for other shapes than model {model!r} has now; "
+                "add one for these, with replace=True"
             )
         self._check_room(call, content)
         start: int | None = 0
@@ -314,46 +244,17 @@ class AdapterRegistry:
             for call in calls:
                 with suppress(AdapterError, PromptTooLongError):  # the content of before, if it is
                     self.attach(call)  # there still; otherwise the call ends with AdapterError
-                for digest in _digests(call):
-                    self._open.setdefault(digest, set()).add(call)
+                self.use(call)
 
-    def let_go(self, calls: Iterable[Call]) -> None:
-        """Note that ``calls`` have ended, or will never begin. Calls that were not held change
-        nothing."""
-        for call in calls:
-            for digest in _digests(call):
-                with self._lock:
-                    users = self._open.get(digest, set())
-                    users.discard(call)
-                    if not users:
-                        self._open.pop(digest, None)
-                    entry = self._by_digest.get(digest)
-                    if entry is not None:
-                        self._forget_if_done(entry)
-                    self._changed.notify_all()
+    def _join(self, value: HomedAdapter) -> None:
+        self._memory.add_adapter(value.content)
 
-    def _entry(self, name: str) -> _Entry:
-        if name not in self:
-            known = ", ".join(sorted(self._by_name)[:8]) or "none"
-            raise AdapterError(
-                f"adapter {shown(name)} is unknown, or was removed; there are: {known}"
-            )
-        return self._by_name[name][0]
+    def _leave(self, value: HomedAdapter, is_last: bool) -> None:
+        if is_last:
+            self._memory.remove_adapter(value.content.digest)
 
-    def _let_go(self, name: str) -> None:
-        entry, _ = self._by_name.pop(name)
-        entry.names.discard(name)
-        self._forget_if_done(entry)
-
-    def _forget_if_done(self, entry: _Entry) -> None:
-        digest = entry.content.digest
-        if not entry.names and digest not in self._open:
-            del self._by_digest[digest]
-            self._post(lambda: self._memory.remove_adapter(digest))
-
-
-def _digests(call: Call) -> list[bytes]:
-    return [use.digest for use in call.attachments if use.kind == ADAPTER]
+    def _own(self, agent: AgentId, digest: bytes | None) -> None:
+        self._memory.bind_adapter(agent, digest)
 
 
 def last_invocation(tokens: Int32s, invocation: tuple[int, ...]) -> int | None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from scalesim.memory.lease import AttachmentSpec
     from scalesim.model.text.token_stream import TokenStream
+    from scalesim.requests.added_model import AddedModel
     from scalesim.requests.agent_registry import AgentEntry
     from scalesim.sampling.logits import TokenConstraint
     from scalesim.scheduler.sequence import Observer, Sequence
@@ -42,8 +43,12 @@ class TextObserver:
         return self.stream.finished
 
 
+class _WeakReferable:
+    __slots__ = ("__weakref__",)
+
+
 @dataclass(eq=False, slots=True, repr=False)
-class Call:
+class Call(_WeakReferable):
     """A submitted request as its caller sees it: what ``Engine.submit`` returns.
 
     ``done`` turns true once; then ``result`` gives the reply, or raises.
@@ -57,7 +62,7 @@ class Call:
     dropped: Dropped | None = None  # what was cut from a prompt that was too long
     leader: Call | None = None  # the first sample of the same prompt, if this is another sample
     adapter: str | None = None  # its name; the content is settled when the call is handed in
-    mark: bytes = b""  # tells the KV of an added model from that of the engine's own
+    added: AddedModel | None = None  # the version of a model that it runs on, beside the own
     attachments: tuple[AttachmentSpec, ...] = ()
     make_constraint: Callable[[], TokenConstraint] | None = None  # if a rule masks the tokens
     digest: int | None = None  # of the prompt and the parameters

@@ -82,15 +82,17 @@ def scoring_requests(intake: Intake, request: Request, options: Sequence[Option]
     """The requests for the log-probabilities of the options, each after the tokens of the prompt of
     ``request``. Raises what ``Intake.prepare`` raises."""
     request = checked_request(request)
-    model = intake.model_of(request.agent)
+    owner = None if request.agent is None else intake.agents.known(request.agent)
+    added = intake.models.version_of(owner)
+    model = intake.models.text_of(added)
     if request.pooling is not None:
         raise RequestError(f"pooling={request.pooling!r}: a choice has no embedding; leave it")
     prompt = request.prompt
     tokens = model.token_ids(prompt)
     answers = [option_ids(prompt, tokens, option, model) for option in options]
-    owner = None if request.agent is None else intake.agents.known(request.agent)
-    beside = (None, None) if owner is None else (owner.model, owner.adapter)
-    max_tokens = intake.max_len(*beside) - max(map(len, answers))
+    adapter = None if owner is None else owner.adapter
+    num_beside = 0 if adapter is None else intake.adapters.num_pages(adapter)
+    max_tokens = intake.models.max_len(added, num_beside) - max(map(len, answers))
     tokens, _ = fit_prompt(prompt, tokens, max_tokens, request.on_overflow, model)
     params = SamplingParams(max_tokens=0, prompt_logprobs=0, prompt_logprobs_start=len(tokens))
     return [

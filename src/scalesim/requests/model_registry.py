@@ -1,48 +1,31 @@
 """The models of an engine, by name: its own, and those that were added beside it.
 
-Used from any thread; a model is read on the thread that adds it. Its weights are the pools' from
-then on.
+A model is read on the thread that adds it. Its weights are the pools' from then on. A name that is
+given other content is a new version of the model. The version that a call runs on is settled when
+the call is made of its request, since its tokens are of that version's tokenizer.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
-from scalesim.checks import flag, path_of, shown, text
+from scalesim.checks import flag, path_of, text
 from scalesim.core import AgentId
 from scalesim.errors import ModelError
-from scalesim.memory.lease import AttachmentSpec
-from scalesim.memory.leases.weights import WeightsContent, weights_spec
-from scalesim.requests.adapter_registry import AdapterHome
+from scalesim.memory.lease import WEIGHTS
+from scalesim.requests.adapter_home import AdapterHome
+from scalesim.requests.added_model import AddedModel, JoinModel
+from scalesim.requests.bindings import Bindings
 from scalesim.requests.prompt import TextModel
 
 if TYPE_CHECKING:
     from scalesim.memory.manager import MemoryManager
-
-
-@dataclass(frozen=True, slots=True)
-class AddedModel:
-    """A model as it joined an engine: the runner knows it by ``number``. The mark of its ``home``
-    says all that its KV depends on beside tokens and adapters."""
-
-    text: TextModel
-    number: int
-    weights: WeightsContent
-    home: AdapterHome
-
-    @property
-    def spec(self) -> AttachmentSpec:
-        """The weights, as a request needs them."""
-        return weights_spec(self.weights.digest, self.number)
-
-
-JoinModel = Callable[["str | Path", int, bool], AddedModel]
-"""``(model, number, dummy_weights)``: reads a model and makes it known to the runner. Raises
-``ModelError``, or what ``load_model`` raises."""
+    from scalesim.requests.agent_registry import AgentEntry
+    from scalesim.requests.call import Call
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +38,10 @@ class ModelInfo:
     digest: str
 
 
-class ModelRegistry:
-    """The models beside the engine's ``own``. ``post`` runs a function on the engine's thread;
-    ``check`` raises in a process that is not the engine's."""
+class ModelRegistry(Bindings[AddedModel]):
+    """``Engine.models``: the models beside the engine's ``own``, whose adapters have ``home``."""
+
+    kind, noun, error = WEIGHTS, "model", ModelError
 
     def __init__(
         self,
@@ -68,110 +52,97 @@ class ModelRegistry:
         post: Callable[[Callable[[], None]], None],
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        self.own, self._home = own, home
-        self._join, self._memory, self._post, self._check = join, memory, post, check
-        self._lock = threading.RLock()
-        self._by_name: dict[str, AddedModel] = {}
-        self._added: dict[str, tuple[str, bool]] = {}  # path, dummy_weights
-        self._bound: dict[AgentId, str] = {}
+        super().__init__(post, check)
+        self.own, self._home, self._join_model, self._memory = own, home, join, memory
         self._num_joined = 0
+        self._made: WeakSet[AddedModel] = WeakSet()
 
-    def add(self, name: str, path: str | Path, dummy_weights: bool) -> None:
+    def add(
+        self, name: str, path: str | Path, dummy_weights: bool = False, replace: bool = False
+    ) -> None:
         """``Engine.add_model``."""
         self._check()
         name = text("model name", name, ModelError, empty=False)
         path_of("path", path, ModelError)
         flag("dummy_weights", dummy_weights, ModelError)
-        if self._join is None:
+        flag("replace", replace, ModelError)
+        if self._join_model is None:
             raise ModelError("this engine's parts take no further models (join_model)")
+        self._check_free(name, replace)
         with self._lock:
-            if name in self._by_name:
-                raise ModelError(
-                    f"model name {name!r} is taken, by {self._added[name][0]}; choose another"
-                )
             self._num_joined += 1
-            found = self._join(path, self._num_joined, dummy_weights)
-            found = replace(found, home=found.home._replace(model=name))
-            self._post(lambda: self._memory.add_weights(found.weights))
-            self._by_name[name], self._added[name] = found, (str(path), dummy_weights)
+            number = self._num_joined
+        found = self._join_model(name, path, number, dummy_weights)
+        try:
+            with self._lock:
+                self._check_free(name, replace)  # another thread may have added it meanwhile
+                kept = _unread(found)
+                self._made.add(kept)
+                self._put(name, (found.weights.digest, number), kept, found)
+        except BaseException:
+            self._post(found.forget)
+            raise
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._by_name
-
-    # -- for the engine -----------------------------------------------------------------------
-
-    def image(self) -> list[tuple[str, str, bool, str]]:
-        """(name, path, dummy_weights, digest) of each model, in the order in which they were
-        added."""
-        with self._lock:
-            return [
-                (name, *self._added[name], found.weights.digest.hex())
-                for name, found in self._by_name.items()
-            ]
-
-    def known(self, name: str) -> AddedModel:
-        """The model of this name. Raises ``ModelError``."""
-        found = self._by_name.get(name) if isinstance(name, str) else None
-        if found is None:
-            names = ", ".join(sorted(self._by_name)[:8]) or "none"
+    def _check_free(self, name: str, replace: bool) -> None:
+        if name in self and not replace:
             raise ModelError(
-                f"model {shown(name)} is unknown; engine.add_model() adds one; there are: {names}"
+                f"model name {name!r} is taken, by {self.known(name).value.path}; choose another, "
+                "or give replace=True"
             )
-        return found
-
-    def text_of(self, name: str | None) -> TextModel:
-        """The text model of this name; ``None``: the engine's own."""
-        return self.own if name is None else self.known(name).text
-
-    def home_of(self, name: str | None) -> AdapterHome:
-        """The home of a model's adapters; ``None``: of the engine's own."""
-        return self._home if name is None else self.known(name).home
-
-    def num_pages(self, name: str | None) -> int:
-        """Device pages that the weights of a model take; 0 for the engine's own."""
-        return 0 if name is None else self.known(name).weights.num_pages
-
-    def bind(self, agent: AgentId, name: str | None) -> None:
-        """Note that ``agent`` uses the model ``name``: its weights are moved by the agent's next
-        use as well. ``None``: the engine's own model."""
-        with self._lock:
-            if name is None and agent not in self._bound:
-                return
-            digest = None if name is None else self.known(name).weights.digest
-            self._note(agent, name)
-            self._post(lambda: self._memory.bind_weights(agent, digest))
-
-    def fork(self, parent: AgentId, child: AgentId) -> None:
-        """Note the model of ``parent`` for ``child`` as well; memory's own fork binds it."""
-        with self._lock:
-            if parent in self._bound:
-                self._note(child, self._bound[parent])
-
-    def unbind(self, agents: Iterable[AgentId]) -> None:
-        """Note that ``agents`` are forgotten. Their models stay."""
-        with self._lock:
-            for agent in agents:
-                self._note(agent, None)
-
-    def _note(self, agent: AgentId, name: str | None) -> None:
-        self._bound.pop(agent, None)
-        if name is not None:
-            self._bound[agent] = name
-
-    def restore(self) -> None:
-        """Tell memory all weights and bindings again, after a reset. On the engine's thread."""
-        with self._lock:
-            for found in self._by_name.values():
-                self._memory.add_weights(found.weights)
-            for agent, name in self._bound.items():
-                self._memory.bind_weights(agent, self._by_name[name].weights.digest)
 
     def list(self) -> list[ModelInfo]:
         """The models beside the engine's own, sorted by name."""
+        return [
+            ModelInfo(found.name, found.path, found.weights.num_pages, found.digest.hex())
+            for found in sorted(self.all(), key=lambda found: found.name)
+        ]
+
+    # -- for the engine -----------------------------------------------------------------------
+
+    def all(self) -> tuple[AddedModel, ...]:
+        """The models beside the engine's own, in the order in which their names came."""
         with self._lock:
-            return [
-                ModelInfo(
-                    name, self._added[name][0], found.weights.num_pages, found.weights.digest.hex()
-                )
-                for name, found in sorted(self._by_name.items())
-            ]
+            return tuple(version.value for version in self._by_name.values())
+
+    def version_of(self, agent: AgentEntry | None) -> AddedModel | None:
+        """The version of a model that calls of ``agent`` run on; ``None``: the engine's own. Raises
+        ``ModelError``."""
+        name = None if agent is None else agent.model
+        return None if name is None else self.known(name).value
+
+    def text_of(self, added: AddedModel | None) -> TextModel:
+        """The text model of a version; ``None``: the engine's own."""
+        return self.own if added is None else added.text
+
+    def max_len(self, added: AddedModel | None, num_beside: int) -> int:
+        """The most tokens of a prompt and its output that fit into the device pool beside the
+        weights of ``added`` and ``num_beside`` other pages."""
+        model, memory = self.text_of(added), self._memory
+        num_beside += 0 if added is None else added.weights.num_pages
+        if not num_beside:
+            return model.max_len
+        return min(model.max_len, (memory.num_pages - num_beside) * memory.block_size)
+
+    def home_of(self, name: str | None) -> AdapterHome:
+        """The home of a model's adapters; ``None``: of the engine's own."""
+        return self._home if name is None else self.known(name).value.home
+
+    def is_of(self, call: Call) -> bool:
+        """Whether ``call`` runs, or ran, on a model of this engine."""
+        return call.model is self.own or call.added in self._made
+
+    def _join(self, value: AddedModel) -> None:
+        self._memory.add_weights(value.weights)
+
+    def _leave(self, value: AddedModel, is_last: bool) -> None:
+        if is_last:
+            self._memory.remove_weights(value.weights.digest)
+        value.forget()
+
+    def _own(self, agent: AgentId, digest: bytes | None) -> None:
+        self._memory.bind_weights(agent, digest)
+
+
+def _unread(model: AddedModel) -> AddedModel:
+    """``model`` without its pages, which only the pools keep."""
+    return replace(model, weights=replace(model.weights, pages=None))

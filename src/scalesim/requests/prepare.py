@@ -12,7 +12,6 @@ from dataclasses import replace
 from scalesim.checks import INT64
 from scalesim.core import AgentId
 from scalesim.errors import RequestError
-from scalesim.memory.manager import MemoryManager
 from scalesim.requests.adapter_registry import AdapterRegistry
 from scalesim.requests.agent_registry import AgentRegistry
 from scalesim.requests.call import Call, TextObserver
@@ -32,21 +31,21 @@ class Intake:
     def __init__(
         self,
         models: ModelRegistry,
-        memory: MemoryManager,
         agents: AgentRegistry,
         adapters: AdapterRegistry,
         keys: SamplingKeys,
     ) -> None:
-        self.models, self.agents = models, agents
-        self._memory, self._adapters, self._keys = memory, adapters, keys
+        self.models, self.agents, self.adapters = models, agents, adapters
+        self._keys = keys
 
-    def prepare(self, request: Request) -> Call:
-        """Make the call of ``request``. Raises ``RequestError``, ``PromptTooLongError``,
-        ``UnknownAgentError`` or ``AdapterError``."""
+    def prepare(self, request: Request, leader: Call | None = None) -> Call:
+        """Make the call of ``request``, on what ``leader`` runs on, if that is another sample of
+        the prompt. Raises ``RequestError``, ``PromptTooLongError``, ``UnknownAgentError``,
+        ``ModelError`` or ``AdapterError``."""
         request = checked_request(request)
         owner = None if request.agent is None else self.agents.known(request.agent)
-        name = None if owner is None else owner.model
-        model = self.models.text_of(name)
+        added = self.models.version_of(owner) if leader is None else leader.added
+        model = self.models.text_of(added)
         if request.pooling is None:
             params = check_params(request.params, model.vocab_size, model.has_logits)
         elif model.has_logits:
@@ -59,17 +58,18 @@ class Intake:
         if request.adapter is not None:
             adapter = request.adapter or None
         tokens = model.token_ids(request.prompt)
-        max_tokens = self.max_len(name, adapter) - params.max_tokens
+        num_beside = 0 if adapter is None else self.adapters.num_pages(adapter)
+        max_tokens = self.models.max_len(added, num_beside) - params.max_tokens
         tokens, dropped = fit_prompt(request.prompt, tokens, max_tokens, request.on_overflow, model)
         model.check_length(len(tokens), params.max_tokens)
         stops = TextObserver(model.stop_stream(params.stop)) if params.stop else None
         call = Call(request, model, tokens, stops, owner, dropped)
-        call.adapter = adapter
-        if name is not None:
-            added = self.models.known(name)
-            call.mark, call.attachments = added.home.mark, (added.spec,)
-        self._adapters.attach(call)
-        return call
+        call.adapter, call.added, call.leader = adapter, added, leader
+        if added is not None:
+            call.attachments = (added.spec,)
+        self.adapters.attach(call)
+        # another try where what it was to run on has left meanwhile
+        return call if self.models.use(call) else self.prepare(request, leader)
 
     def prepare_one(self, request: Request) -> Call:
         """``prepare`` for a request of a single sample. Raises ``RequestError`` for ``n`` above 1
@@ -94,8 +94,8 @@ class Intake:
             )
         for index in range(1, request.params.n):
             same = replace(request, prompt=leader.tokens, sample_index=request.sample_index + index)
-            call = self.prepare(same)
-            call.leader, call.dropped = leader, leader.dropped
+            call = self.prepare(same, leader)
+            call.dropped = leader.dropped
             calls.append(call)
         return calls
 
@@ -128,15 +128,5 @@ class Intake:
 
     def model_of(self, agent: AgentId | None) -> TextModel:
         """The model that requests of ``agent`` run on: its own choice, or the engine's own."""
-        return self.models.text_of(None if agent is None else self.agents.known(agent).model)
-
-    def max_len(self, name: str | None, adapter: str | None) -> int:
-        """The most tokens of a prompt and its output that fit into the device pool beside the
-        weights of the model ``name`` and ``adapter``."""
-        model, num_beside = self.models.text_of(name), self.models.num_pages(name)
-        if adapter is not None:
-            num_beside += self._adapters.num_pages(adapter)
-        if not num_beside:
-            return model.max_len
-        memory = self._memory
-        return min(model.max_len, (memory.num_pages - num_beside) * memory.block_size)
+        owner = None if agent is None else self.agents.known(agent)
+        return self.models.text_of(self.models.version_of(owner))

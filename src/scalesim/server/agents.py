@@ -76,6 +76,7 @@ async def one_agent(service: Service, request: HttpRequest) -> Response:
             "expected": miss.expected,
             "load_tokens": miss.load_tokens,
             "lost_tokens": miss.lost_tokens,
+            "waits": dict(miss.waits),
             "text": str(miss),
         }
     return JSONResponse(told)

@@ -13,7 +13,7 @@ pages.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from scalesim.memory.eviction.lazy_heap import LazyHeap
@@ -51,6 +51,7 @@ class EvictionRanking:
         self.num_clean = self.num_unpinned = 0
         self._host_is_short = self._spills = False
         self._changed: dict[Segment, None] = {}  # since the last update
+        self._horizon: tuple[float, int] | None = None  # of those that are served next, the last
         self._seq = 0
 
     def segments(self) -> list[Segment]:
@@ -78,17 +79,27 @@ class EvictionRanking:
         time, seq = self.owners_next_use(segment)
         return NextUse(time, seq, segment.last_use, segment.last_seq)
 
+    def look_to(self, upcoming: Sequence[AgentState]) -> None:
+        """``upcoming`` are the agents that are served next, before many more; empty if no more
+        wait."""
+        uses = [(each.next_use, each.next_seq) for each in upcoming if each.next_use is not None]
+        self._horizon = max(uses, default=None)
+
     def may_displace(self, ahead_of: NextUse, next_use: NextUse) -> bool:
         """Whether state that is moved ahead of one use may displace what has another one: only if
-        that is needed at a later move of the clock, or if it is not known.
+        that is needed at a later move of the clock, or if it is not known; or if many wait, and the
+        one is served among the next and the other behind all of these.
 
-        Of two that are needed at the same move neither displaces the other, whoever is said to come
-        first: the displaced one would be loaded again, while what is resident can be served first.
+        Else of two that are needed at the same move neither displaces the other, whoever is said to
+        come first: the displaced one would be loaded again, while what is resident can be served
+        first.
         """
-        now = self.timing.now
+        now, horizon = self.timing.now, self._horizon
         if next_use.time is None:
             return ahead_of.sooner_than(next_use, now)
-        return next_use.distance(now) - ahead_of.distance(now) > 0.5 * self.timing.move
+        if next_use.distance(now) - ahead_of.distance(now) > 0.5 * self.timing.move:
+            return True
+        return horizon is not None and ahead_of[:2] <= horizon < next_use[:2]
 
     def owners_next_use(self, segment: Segment) -> tuple[float | None, int]:
         """The soonest next use of the owners of ``segment``, and the sequence number of the event
@@ -282,6 +293,7 @@ class EvictionRanking:
     def forget(self, segment: Segment) -> None:
         """Remove ``segment``, which left the tree, from all orders."""
         self._changed.pop(segment, None)
+        self._crowds.pop(segment, None)
         for order in (
             self._evictable,
             self._cleanable,

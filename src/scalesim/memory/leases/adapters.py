@@ -7,17 +7,17 @@ on the engine's thread. This file knows bytes, not weights.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from scalesim.core import AgentId, Bytes2D
+from scalesim.core import Bytes2D
 from scalesim.errors import AdapterError
-from scalesim.memory.lease import AttachmentSpec
-from scalesim.memory.leases.sourced import SourcedPages
+from scalesim.memory.lease import ADAPTER, AttachmentSpec
+from scalesim.memory.leases.sourced import AttachedPages
 from scalesim.memory.links.link import PageSource
 from scalesim.memory.owners import Owners
 from scalesim.memory.residency import Residency
 from scalesim.memory.tree.segment import Segment
 
-ADAPTER = "adapter"  # the kind
 _ROOT = "adapters"
 
 
@@ -31,7 +31,7 @@ def adapter_spec(digest: bytes, layout: int, start: int = 0) -> AttachmentSpec:
 class AdapterContent:
     """An adapter as it was read: ``pages``, uint8 ``[num_pages, page_bytes]``, and the ``source``
     that gives the same pages again. ``invocation_tokens`` activate the adapter; ``None``: it is
-    always active."""
+    always active. ``form`` makes the adapter of its pages again, in any process: a plain value."""
 
     digest: bytes
     layout: int
@@ -39,14 +39,14 @@ class AdapterContent:
     invocation_tokens: tuple[int, ...] | None
     source: PageSource
     pages: Bytes2D | None = None
+    form: Any = None
 
 
-class AdapterPages(SourcedPages):
+class AdapterPages(AttachedPages):
     """The adapters that were added: an ``AttachmentKind``."""
 
     def __init__(self, residency: Residency, owners: Owners) -> None:
         super().__init__(residency, owners, _ROOT)
-        self._stale: dict[bytes, None] = {}  # digests of removed adapters, while they leave
 
     def segment(self, digest: bytes) -> Segment:
         """The segment of the adapter with this digest. Raises ``AdapterError`` if none was
@@ -58,27 +58,3 @@ class AdapterPages(SourcedPages):
     def add(self, content: AdapterContent) -> None:
         """Add an adapter, as ``put`` does."""
         self.put(content.digest, content.num_pages, content.source, content.pages)
-        self._stale.pop(content.digest, None)
-
-    def remove(self, digest: bytes) -> None:
-        """Remove an adapter, and the KV that was computed with it: no prompt asks for that KV any
-        more. Their pages are freed now, or when the last lease or copy that uses them ends."""
-        if digest in self._root.children:
-            super().remove(digest)
-            self._stale[digest] = None
-            self.drop_stale()
-
-    def drop_stale(self) -> None:
-        """Drop the KV of removed adapters that no lease pins and no copy uses."""
-        tree, drops = self._residency.tree, self._residency.drops
-        for digest in list(self._stale):
-            left = [top for top in tree.branches.of(digest) if not drops.drop_if_idle(top)]
-            if not left and digest not in self._root.children:  # no lease will commit any more
-                del self._stale[digest]
-
-    def bind(self, agent: AgentId, digest: bytes | None) -> None:
-        """Let ``agent`` use this adapter, in place of any other; ``None``: no adapter."""
-        if digest is None:
-            self._owners.detach_all(agent, self._root)
-        else:
-            self._owners.attach(agent, self.segment(digest))

@@ -21,9 +21,9 @@ from scalesim.memory.leases.prefix_lookup import PrefixLookup
 from scalesim.memory.leases.prefix_match import PrefixMatch
 from scalesim.memory.leases.waiters import LoadWaiters
 from scalesim.memory.owners import Owners
-from scalesim.memory.prefetch.queue import is_coming_in_part
 from scalesim.memory.residency import Residency
 from scalesim.memory.tree.owner import AgentState
+from scalesim.memory.tree.page_runs import any_comes_in_parts
 from scalesim.memory.tree.segment import Segment
 from scalesim.memory.tree.walk import lineage
 
@@ -55,9 +55,12 @@ class Admission:
         """See ``MemoryManager.acquire``. What is on the disk and finds no room on the host is
         computed again."""
         found = self.lookup.find(tokens, num_blocks, attachments, salt, recall=recall)
-        loading = self.waiters.num_pages + found.num_new_pages if found.must_wait else 0
-        is_too_much = max_loading_pages is not None and loading > max_loading_pages
-        if is_too_much or any(map(is_coming_in_part, found.attached)):
+        is_too_much = (
+            found.must_wait
+            and max_loading_pages is not None
+            and self.waiters.num_pages + found.num_new_pages > max_loading_pages
+        )
+        if is_too_much or any_comes_in_parts(found.attached):
             self._merge_back(found.cached_end)
             return None
         state = None if agent is None else self.owners.agent(agent)
@@ -126,9 +129,10 @@ class Admission:
     ) -> Lease:
         """Make the lease of pinned segments and of ``pages``, which are for loads and for what is
         to be computed, and start its loads."""
-        first_load, count = found.num_attachment_pages, found.num_to_load
-        attachment_pages, pages = pages[:first_load], pages[first_load:]
-        load_pages, private = pages[:count], pages[count:]
+        first_load = found.num_attachment_pages
+        first_private = first_load + found.num_to_load
+        attachment_pages = pages[:first_load]
+        load_pages, private = pages[first_load:first_private], pages[first_private:]
         num_ready = sum(segment.device.valid for segment in chain)
         lease = Lease(
             agent,

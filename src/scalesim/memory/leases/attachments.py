@@ -9,12 +9,12 @@ and what their pages hold, is known only to the kind: see ``AdapterPages``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from scalesim.memory.lease import Attachment, AttachmentSpec, Lease
+from scalesim.memory.lease import WEIGHTS, Attachment, AttachmentSpec, Lease
 from scalesim.memory.leases.block_table import BlockTable
-from scalesim.memory.leases.weights import WEIGHTS
 from scalesim.memory.residency import Residency
+from scalesim.memory.tree.branches import salted
 from scalesim.memory.tree.segment import Branch, Segment
 
 
@@ -24,6 +24,26 @@ class AttachmentKind(Protocol):
     def segment(self, digest: bytes) -> Segment:
         """The segment of the content with this digest. Raises ``AttachmentError`` if there is
         none."""
+
+
+class Missing(NamedTuple):
+    """What of attachments is not on the device: ``num_pages``, the places of their ``runs`` among
+    these (offset, length), and whether a request has to wait for any of it."""
+
+    num_pages: int
+    runs: list[tuple[int, int]]
+    must_wait: bool
+
+
+def missing_of(attached: Iterable[Segment]) -> Missing:
+    """What of ``attached`` has to be loaded, or is on its way."""
+    num_pages, runs, must_wait = 0, list[tuple[int, int]](), False
+    for segment in attached:
+        if segment.runs:
+            runs += ((num_pages + at, length) for at, length in segment.missing_runs)
+        num_pages += segment.num_missing
+        must_wait = must_wait or segment.num_missing > 0 or segment.device.transfer is not None
+    return Missing(num_pages, runs, must_wait)
 
 
 class Attachments:
@@ -70,17 +90,9 @@ class Attachments:
 
 def branch_of(specs: Sequence[AttachmentSpec], salt: bytes, block_size: int) -> Branch | None:
     """Where the path of a request with these attachments and this salt branches off that of the
-    same tokens without them: with a salt, at the first block. ``None`` with neither. KV of another
-    model than the engine's own has a salt of that model."""
-    specs = [spec for spec in specs if spec.kind != WEIGHTS]
-    if not specs:
-        return Branch(0, _SALTED + salt) if salt else None
-    (spec,) = specs  # the tree keeps KV apart by one mark a block
-    branch = spec.branch(block_size)
-    if not salt:
-        return branch
-    place = branch.block.to_bytes(8, "little")
-    return Branch(0, _SALTED + salt + place + branch.mark)
-
-
-_SALTED = b"salt:"  # the marks of attachments have other lengths
+    same tokens without them: with a salt, or on a model beside the engine's own, at the first
+    block. ``None`` with nothing of that."""
+    branches = [spec.branch(block_size) for spec in specs if spec.kind != WEIGHTS]
+    weights = b"".join(spec.digest for spec in specs if spec.kind == WEIGHTS)
+    assert len(branches) <= 1, "the tree keeps KV apart by one mark a block"
+    return salted(branches[0] if branches else None, salt, weights)

@@ -61,7 +61,9 @@ class LookupAccounts:
         """Record the lookup for ``agent``, which called: its prompt is cached up to ``end``, and
         the last ``spared`` blocks of that are computed again instead of loaded."""
         waited = lease.num_waited_blocks
-        self.misses.record_lookup(lease, end, waited, spared, self.planner.blocked_by)
+        missing = [each.num_blocks - each.device.valid for each in found.attached]
+        attached = list(zip(found.specs, missing, strict=True))
+        self.misses.record_lookup(lease, end, waited, spared, self.planner.blocked_by, attached)
         lease.record_rebuilt(spared + self.misses.num_lost(lease, end, found.num_tokens))
         agent.observe_reuse(end)
         newest = agent.newest_end

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scalesim.core import AgentId, Bytes2D
+from scalesim.core import Bytes2D
 from scalesim.errors import ModelError
-from scalesim.memory.lease import AttachmentSpec
-from scalesim.memory.links.link import InMemorySource, PageSource
+from scalesim.memory.lease import WEIGHTS, AttachmentSpec
+from scalesim.memory.leases.sourced import AttachedPages
+from scalesim.memory.links.link import PageSource
 from scalesim.memory.owners import Owners
 from scalesim.memory.residency import Residency
 from scalesim.memory.tree.page_runs import PageRuns
 from scalesim.memory.tree.segment import Segment
 
-WEIGHTS = "weights"  # the kind
 _ROOT = "weights"
 
 
@@ -33,8 +33,8 @@ def weights_spec(digest: bytes, number: int) -> AttachmentSpec:
 @dataclass(frozen=True, slots=True)
 class WeightsContent:
     """A model's weights: ``runs`` are the lengths of their parts in pages, and ``source`` gives the
-    pages, uint8 ``[num_pages, page_bytes]``; ``pages`` are the same, where they are read
-    already."""
+    pages, uint8 ``[num_pages, page_bytes]``; ``pages`` are the same, where they are read already.
+    The ``digest`` covers all that KV depends on beside tokens and adapters."""
 
     digest: bytes
     runs: tuple[int, ...]
@@ -46,34 +46,19 @@ class WeightsContent:
         return sum(self.runs)
 
 
-class WeightPages:
+class WeightPages(AttachedPages):
     """The weights of the models that were added: an ``AttachmentKind``."""
 
     def __init__(self, residency: Residency, owners: Owners) -> None:
-        self._residency, self._owners = residency, owners
-        self._root = residency.tree.root(_ROOT, "reread")
+        super().__init__(residency, owners, _ROOT)
 
     def segment(self, digest: bytes) -> Segment:
         """The segment of the weights with this digest. Raises ``ModelError`` if there is none."""
-        found = self._root.children.get(digest)
-        if found is None:
+        if not self.has(digest):
             raise ModelError(f"no model with weights {digest.hex()} was added")
-        return found
+        return self._root.children[digest]
 
     def add(self, content: WeightsContent) -> None:
-        """Add weights. Their pages go to the host pool if that has room for all of them now;
-        otherwise they are read when they are needed. Adding equal content again changes nothing."""
-        if content.digest in self._root.children:
-            return
-        segment = self._residency.tree.insert_attachment(self._root, content.digest)
-        segment.read_from(content.source, content.num_pages, PageRuns(content.runs))
-        if content.pages is not None:
-            self._residency.start_fill(segment, InMemorySource(content.pages))
-        self._residency.ranking.refresh(segment)
-
-    def bind(self, agent: AgentId, digest: bytes | None) -> None:
-        """Let ``agent`` use these weights, in place of any other; ``None``: the engine's own."""
-        if digest is None:
-            self._owners.detach_all(agent, self._root)
-        else:
-            self._owners.attach(agent, self.segment(digest))
+        """Add weights, as ``put`` does."""
+        runs = PageRuns(content.runs)
+        self.put(content.digest, content.num_pages, content.source, content.pages, runs)

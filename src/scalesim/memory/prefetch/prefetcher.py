@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import chain
 
 from scalesim.memory.links.link import Direction
 from scalesim.memory.prefetch.attachment_reads import ASSUMED_BYTES_PER_S, AttachmentReads
 from scalesim.memory.prefetch.config import PlannerConfig
 from scalesim.memory.prefetch.planner import UNKNOWN, BlockedBy, Forecast
-from scalesim.memory.prefetch.queue import PrefetchQueue, is_coming_in_part
+from scalesim.memory.prefetch.queue import PrefetchQueue
 from scalesim.memory.prefetch.stages import Stages
 from scalesim.memory.residency import Residency
 from scalesim.memory.tree.owner import AgentState
+from scalesim.memory.tree.page_runs import any_comes_in_parts
 from scalesim.memory.tree.segment import Segment
 from scalesim.memory.tree.walk import lineage
 
@@ -42,7 +44,8 @@ class Prefetcher:
         self.residency, self._config = residency, config
         self._policy, self._link = residency.policy, residency.link
         self._timing = residency.timing
-        self.due = queue.due
+        self.due, self._queue = queue.due, queue
+        self._upcoming: list[AgentState] = []
         self._reads = AttachmentReads(residency, queue.reads, read_rate)
         self._stages = Stages(residency, queue.stages)
 
@@ -55,11 +58,14 @@ class Prefetcher:
         """
         self._timing.begin_iteration(wall_s)
         self.blocked_by = None
+        self._upcoming = self._queue.upcoming(forecast.upcoming)
+        self.residency.ranking.look_to(self._upcoming if forecast.has_more else ())
         if self._policy.look_ahead and not self.residency.allocation_failed:
             self.load(forecast)
             self._reads.plan(lambda agent, count: self._opens_in_s(agent, count, forecast))
         if self._policy.look_ahead:
             self._stages.plan(
+                self._upcoming,
                 lambda agent, count: self._opens_in_s(agent, count, forecast),
                 lambda agent: _is_guess(agent, forecast),
             )
@@ -70,10 +76,11 @@ class Prefetcher:
             self._stages.spill(self._config.clean_fraction)
 
     def load(self, forecast: Forecast) -> None:
-        """Start the loads that have to start now."""
+        """Start the loads that have to start now. Each agent leaves ``due``, or is the last."""
         residency = self.residency
-        while (agent := self.due.peek()) is not None:
-            if any(map(is_coming_in_part, agent.attached)):
+        upcoming = (agent for agent in self._upcoming if agent in self.due)
+        for agent in chain(upcoming, iter(self.due.peek, None)):
+            if any_comes_in_parts(agent.attached):
                 self.blocked_by = "link"  # the other parts follow these
                 return
             wanted = self.blocks_on_host_only(agent)
@@ -85,6 +92,8 @@ class Prefetcher:
                 self.due.discard(agent)  # such a call would take its pages itself
                 continue
             has_called = self._has_called(agent)
+            if has_called and forecast.has_more and agent.id not in forecast.upcoming:
+                return  # others go first, in an order that is told later
             if has_called and forecast.waits_for_pages:
                 self.blocked_by = "pool"  # a request takes pages by its admission
                 return
@@ -111,6 +120,9 @@ class Prefetcher:
                 pages = residency.take(worth, ahead_of=next_use)
             if not self.start(agent, wanted, pages):
                 self.blocked_by = "pool"
+                return
+            if agent in self.due:
+                self.blocked_by = "link"  # parts that are to follow
                 return
 
     def _num_worth_loading(self, wanted: list[tuple[Segment, int]], starts_in_s: float) -> int:
@@ -142,7 +154,7 @@ class Prefetcher:
                 parts.append((segment, pages[:blocks]))
             pages = pages[blocks:]
         residency.start_load(parts, demand=False)
-        if not any(map(is_coming_in_part, agent.attached)):
+        if not any_comes_in_parts(agent.attached):
             self.due.discard(agent)
         return True
 

@@ -13,10 +13,10 @@ import torch
 from scalesim.checks import shown
 from scalesim.core import Bytes2D
 from scalesim.errors import AdapterError
-from scalesim.memory.kinds import OriginSource, StateKind, packed
+from scalesim.memory.kinds import OriginSource, StateKind, packed, plain
 from scalesim.memory.leases.adapters import AdapterContent
 from scalesim.memory.links.link import InMemorySource
-from scalesim.model.adapters.layout import LayoutTable
+from scalesim.model.adapters.layout import LayoutTable, LoraLayout, lora_sites
 from scalesim.model.adapters.peft import PackedAdapter, digest_of, pack, read_adapter
 from scalesim.model.checkpoint.config import ModelConfig
 
@@ -40,7 +40,10 @@ class AdapterFolders(StateKind):
         source = OriginSource(
             form, self.page_bytes, lambda name: self, error=AdapterError, again=again
         )
-        return AdapterContent(form.digest, layout, len(rows), invocation_tokens, source, rows)
+        return AdapterContent(
+            form.digest, layout, len(rows), invocation_tokens, source, rows,
+            self._plain(layout, invocation_tokens),
+        )  # fmt: skip
 
     def form(self, value: Any) -> Any:
         """(number of the layout, invocation tokens)."""
@@ -82,3 +85,21 @@ class AdapterFolders(StateKind):
         pages = pack(layout, own, self.dtype)
         digest = self.identity((content.layout, content.invocation_tokens), pages)
         return replace(content, digest=digest, source=InMemorySource(pages), pages=pages)
+
+    def rebuilt(self, form: Any, pages: Bytes2D) -> AdapterContent:
+        """The adapter of the plain ``form`` of a content, on ``pages``, which stay in host memory.
+        Raises ``AdapterError`` for pages of another number than the form takes here."""
+        ranks, scales, invocation_tokens = plain(form, "form")
+        page_elems = self.page_bytes // self.dtype.itemsize
+        layout = LoraLayout(lora_sites(self.model), ranks, scales, page_elems)
+        if len(pages) != layout.num_pages:
+            raise AdapterError(f"{len(pages)} of its {layout.num_pages} pages can be used here")
+        number, source = self.layouts.number(layout), InMemorySource(pages)
+        return AdapterContent(
+            digest_of(layout, invocation_tokens, pages), number, len(pages), invocation_tokens,
+            source, pages, self._plain(number, invocation_tokens),
+        )  # fmt: skip
+
+    def _plain(self, layout: int, invocation_tokens: tuple[int, ...] | None) -> Any:
+        found = self.layouts.layouts[layout]
+        return found.ranks, found.scales, invocation_tokens

@@ -27,10 +27,18 @@ class ModelRunners:
         self._own = own
         self._added: dict[int, tuple[ModelRunner, PagedModel]] = {}
 
+    def __len__(self) -> int:
+        """The number of models, with the engine's own."""
+        return 1 + len(self._added)
+
     def add(self, number: int, runner: ModelRunner, model: PagedModel) -> None:
         """Run ``model`` by ``runner``, which shares the block table of the engine's own. From any
         thread, before a batch names the model."""
         self._added[number] = runner, model
+
+    def remove(self, number: int) -> None:
+        """Forget a model, which no later batch names."""
+        del self._added[number]
 
     def launch(self, batch: Batch) -> LaunchedStep:
         if batch.weights is None:
