@@ -2,93 +2,113 @@
 
 Virtual time on a stated machine; same seed, same table. The host and the device hold a small share
 of the agents' state, the disk all of it. Bytes are judged against Belady's on the order in which
-the policy itself served, with a cache as large as device and host.
+the policy itself served, with a cache as large as device and host. Ticks are few, so that agents
+can be many; the opening, in which everybody's prefix is computed, does not count.
+
+``--plots FOLDER`` also draws curves, with fewer agents (needs matplotlib, which nothing else does).
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from benchmarks.report import Report, table
+from benchmarks.report import Report, save_svg, table
 from scalesim.replay.arms import Outcome, play
 from scalesim.replay.hardware import disk_rate
 from scalesim.replay.roof import Roof, roof
 from scalesim.replay.scenario import Scenario, Sizes, of_workload
 from scalesim.replay.workloads import workload
 
-POLICIES = ("deadline", "lru-swap", "lru-recompute")
-HINTS = ("exact", "none")
+Arm = tuple[str, str]  # policy, hints
+ARMS: tuple[Arm, ...] = (("deadline", "exact"), ("lru-swap", "exact"), ("deadline", "none"))
+CURVE_ARMS: tuple[Arm, ...] = (*ARMS[:2], ("lru-recompute", "exact"))
 PREFIX = {"private": 2048, "spread": 0.5}
 
 
 @dataclass(frozen=True)
 class TierCase:
-    """One table: a workload on pools of these shares of its state, above a disk of this rate."""
+    """A workload on pools of these shares of its state, above a disk of this rate."""
 
     name: str
     workload: str
     ticks: int
+    warmup: int = 1  # ticks that do not count: the opening is the first
     disk: str = "nvme"
     device: float = 0.02
     host: float = 0.08
-    warmup: int = 2
 
     def sizes(self, running: int) -> Sizes:
         rate = disk_rate(self.disk)
         return Sizes(residency=self.device, host=self.host, running=running, disk=rate)
 
 
-CASES = (
-    TierCase("W1 city", "w1", 12, warmup=6),
-    TierCase("W4 rounds", "w4", 3),
-    TierCase("W1 city, SATA", "w1", 12, "sata", warmup=6),
-    TierCase("W1 city, 1 GB/s", "w1", 12, "1GB", warmup=6),
-    TierCase("W1 city, 20 GB/s", "w1", 12, "20GB", warmup=6),
-    TierCase("W1 city, 30 % on the host", "w1", 12, host=0.3, warmup=6),
-    TierCase("W1 city, 60 % on the host", "w1", 12, host=0.6, warmup=6),
-)
+CASES = (TierCase("W1 city", "w1", 3, warmup=2), TierCase("W4 rounds", "w4", 1))
+CURVE, CURVE_AGENTS, CURVE_RUNNING = CASES[1], 500, 4
+CURVES: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "disk rate": ("disk", ("0.5GB", "1GB", "2GB", "5GB")),
+    "host share": ("host", (0.02, 0.08, 0.3, 0.6)),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--agents", type=int, default=20_000)
     parser.add_argument("--running", type=int, default=32, help="requests that run at once")
-    parser.add_argument("--only", help="run the cases whose name contains this")
+    parser.add_argument("--only", help="run the cases and curves whose name contains this")
+    parser.add_argument("--plots", type=Path, help="write one SVG a curve into this folder")
 
 
 def run(options: argparse.Namespace) -> Report:
     report = Report("replay-tiers")
-    for case in CASES[1:2] if options.quick else CASES:
+    agents, running = (24, 1) if options.quick else (options.agents, options.running)
+    for case in CASES[1:] if options.quick else CASES:
         if options.only is None or options.only in case.name:
-            agents, running = (24, 1) if options.quick else (options.agents, options.running)
             study(report, case, agents, running, options.seed)
+    for name in CURVES if options.plots is not None else ():
+        if options.only is None or options.only in name:
+            few = (24, 1) if options.quick else (CURVE_AGENTS, CURVE_RUNNING)
+            curve(report, options.plots, name, *few, options.seed)
     return report
 
 
-def study(report: Report, case: TierCase, agents: int, running: int, seed: int) -> None:
-    rows = []
-    found: dict[str, dict[str, Outcome]] = {}
-    limits: Roof | None = None
+@dataclass(frozen=True)
+class Found:
+    """The arms of a case, by policy and hints, and the roof over all of them."""
+
+    arms: dict[Arm, Outcome]
+    roof: Roof
+
+    @property
+    def disk_binds(self) -> bool:
+        """Whether the least time with these pools is longer than with room for everything."""
+        return self.roof.pool_s > self.roof.resident_s
+
+    def of_roof(self, one: Outcome) -> float:
+        return one.turns_per_s / self.roof.turns_per_s
+
+
+def played(
+    case: TierCase,
+    policies: Sequence[Arm],
+    agents: int,
+    running: int,
+    seed: int,
+    *,
+    witness: bool = True,
+) -> Found:
     sizes = case.sizes(running)
-    for hints in HINTS:
+    arms: dict[Arm, Outcome] = {}
+    limits: Roof | None = None
+    for policy, hints in policies:
         scenario = scenario_of(case, sizes, agents, hints, seed)
-        machine = scenario.machine(sizes)
-        ticks = list(scenario.ticks())
+        machine, ticks = scenario.machine(sizes), list(scenario.ticks())
         limits = limits or roof(machine, ticks, case.warmup)
-        for policy in POLICIES if hints == "exact" else POLICIES[:1]:
-            one, _ = play(machine, policy, ticks, warmup=case.warmup, witness=True)
-            found.setdefault(hints, {})[policy] = one
-            rows.append(row(policy if hints == "exact" else f"{policy}, no hints", one, limits))
+        arms[policy, hints], _ = play(machine, policy, ticks, warmup=case.warmup, witness=witness)
     assert limits is not None
-    what = f"{case.name}: {agents} agents, 2 K prefixes, disk {case.disk}"
-    report.tables.append(table(f"{what}, host {case.host:.0%}, device {case.device:.0%}",
-                               COLUMNS, rows))  # fmt: skip
-    report.figures[what] = {
-        hints: {policy: numbers(one, limits) for policy, one in arms.items()}
-        for hints, arms in found.items()
-    }
-    judge(report, case.name, found, limits)
+    return Found(arms, limits)
 
 
 def scenario_of(case: TierCase, sizes: Sizes, agents: int, hints: str, seed: int) -> Scenario:
@@ -97,45 +117,113 @@ def scenario_of(case: TierCase, sizes: Sizes, agents: int, hints: str, seed: int
     return of_workload(kind, replace(knobs, hints=hints), sizes)
 
 
+# -- the cases ----------------------------------------------------------------------------------
+
+
+def study(report: Report, case: TierCase, agents: int, running: int, seed: int) -> None:
+    found = played(case, ARMS, agents, running, seed)
+    what = f"{case.name}: {agents} agents, 2 K prefixes, disk {case.disk}"
+    rows = [row(name_of(*arm), one, found) for arm, one in found.arms.items()]
+    report.tables.append(table(f"{what}, host {case.host:.0%}, device {case.device:.0%}",
+                               COLUMNS, rows))  # fmt: skip
+    report.figures[what] = {name_of(*arm): numbers(one, found) for arm, one in found.arms.items()}
+    judge(report, case.name, found)
+
+
+def name_of(policy: str, hints: str) -> str:
+    return policy if hints == "exact" else f"{policy}, no hints"
+
+
 COLUMNS = [
     "policy", "turns/s", "of roof", "GB from disk", "GB rebuilt", "× Belady of disk", "waits",
-    "TTFT p50", "p95",
+    "TTFT p50", "p95", "from the slot p50", "p95",
 ]  # fmt: skip
 
 
-def row(name: str, one: Outcome, limits: Roof) -> list[str]:
+def row(name: str, one: Outcome, found: Found) -> list[str]:
     over = one.over_belady_disk
     return [
         name,
         f"{one.turns_per_s:.2f}",
-        f"{one.turns_per_s / limits.turns_per_s:.3f}",
+        f"{found.of_roof(one):.3f}",
         f"{one.disk_bytes / 1e9:.1f}",
         f"{one.rebuilt_bytes / 1e9:.1f}",
         "-" if over is None else f"{over:.2f}",
         f"{one.waited:.1%}",
-        *(f"{seconds:.2f}" for seconds in one.first_token_s),
+        *(f"{seconds:.1f}" for seconds in one.first_token_s),
+        *(f"{seconds:.3f}" for seconds in one.from_slot_s),
     ]
 
 
-def numbers(one: Outcome, limits: Roof) -> dict[str, Any]:
+def numbers(one: Outcome, found: Found) -> dict[str, Any]:
     return {
         "turns_per_s": one.turns_per_s,
-        "of_roof": one.turns_per_s / limits.turns_per_s,
+        "of_roof": found.of_roof(one),
         "disk_gb": one.disk_bytes / 1e9,
         "rebuilt_gb": one.rebuilt_bytes / 1e9,
         "over_belady_disk": one.over_belady_disk,
         "waits": one.waited,
         "ttft_s": one.first_token_s,
+        "from_slot_s": one.from_slot_s,
     }
 
 
-def judge(report: Report, what: str, found: dict[str, dict[str, Outcome]], limits: Roof) -> None:
-    best, swap = found["exact"]["deadline"], found["exact"]["lru-swap"]
-    report.verdict(f"{what}: of the roof", best.turns_per_s / limits.turns_per_s, least=0.9)
-    gain = best.turns_per_s / swap.turns_per_s
-    if swap.over_belady_disk is not None:
-        fewer = min(swap.over_belady_disk, limits.turns_per_s / swap.turns_per_s)
+def judge(report: Report, what: str, found: Found) -> None:
+    best, swap = found.arms["deadline", "exact"], found.arms["lru-swap", "exact"]
+    report.verdict(f"{what}: of the roof", found.of_roof(best), least=0.9)
+    if found.disk_binds and swap.over_belady_disk is not None:
+        fewer = min(swap.over_belady_disk, 1.0 / found.of_roof(swap))
+        gain = best.turns_per_s / swap.turns_per_s
         report.verdict(f"{what}: gain over lru-swap, of what its bytes allow", gain / fewer,
                        least=0.95)  # fmt: skip
-    blind = found["none"]["deadline"].turns_per_s / swap.turns_per_s
+    else:
+        report.verdict(f"{what}: calls that wait", best.waited, most=0.02)
+        for since, mine, theirs in (
+            ("call", best.first_token_s[1], swap.first_token_s[1]),
+            ("slot", best.from_slot_s[1], swap.from_slot_s[1]),
+        ):
+            report.verdict(f"{what}: first token after the {since}, p95, of lru-swap's",
+                           mine / theirs, most=0.5)  # fmt: skip
+    blind = found.arms["deadline", "none"].turns_per_s / swap.turns_per_s
     report.verdict(f"{what}: without hints, of lru-swap", blind, least=0.97)
+
+
+# -- the curves ---------------------------------------------------------------------------------
+
+MEASURES: dict[str, Callable[[Outcome], float]] = {
+    "turns/s": lambda one: one.turns_per_s,
+    "slot to first token, p95, s": lambda one: one.from_slot_s[1],
+}
+
+
+def curve(report: Report, folder: Path, name: str, agents: int, running: int, seed: int) -> None:
+    field, values = CURVES[name]
+    found = {
+        str(value): played(
+            replace(CURVE, **{field: value}), CURVE_ARMS, agents, running, seed, witness=False
+        )
+        for value in values
+    }
+    heads = [f"{name_of(*arm)} {measure}" for measure in MEASURES for arm in CURVE_ARMS]
+    rows = [
+        [at, f"{one.roof.turns_per_s:.2f}",
+         *(f"{get(one.arms[arm]):.2f}" for get in MEASURES.values() for arm in CURVE_ARMS)]
+        for at, one in found.items()
+    ]  # fmt: skip
+    report.tables.append(table(f"{name}: {agents} agents", [name, "roof turns/s", *heads], rows))
+    report.figures[name] = {
+        at: {name_of(*arm): numbers(outcome, one) for arm, outcome in one.arms.items()}
+        for at, one in found.items()
+    }
+
+    def draw(*axes: Any) -> None:
+        for axis, (what, get) in zip(axes, MEASURES.items(), strict=True):
+            for arm in CURVE_ARMS:
+                values = [get(one.arms[arm]) for one in found.values()]
+                axis.plot(list(found), values, "o-", label=name_of(*arm))
+            axis.set(xlabel=name, ylabel=what, ylim=(0, None))
+        roofs = [one.roof.turns_per_s for one in found.values()]
+        axes[0].plot(list(found), roofs, "k:", label="roof")
+        axes[0].legend(fontsize=8)
+
+    save_svg(folder / f"replay-tiers-{name.replace(' ', '-')}.svg", (9, 3.2), draw, len(MEASURES))

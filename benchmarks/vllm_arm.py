@@ -49,6 +49,7 @@ class ArmSettings:
     out_of_band: bool = False  # hints by the core's methods, as the HTTP routes send them
     aborts: int = 0  # before so many groups, a call begins and is aborted after a step
     resets: int = 0  # before so many groups, all caches are emptied while a call runs
+    restarts: tuple[int, ...] = ()  # in these groups the engine is stopped while all calls run
     adapters: int = 0  # LoRA adapters, which agents have in turn
     adapter_slots: int = 0  # how many of them the device holds; 0: all
     known: int = 0  # agents that are spoken of before the first call, and never call
@@ -110,9 +111,10 @@ def play(llm: Any, settings: ArmSettings, folder: Path) -> dict[str, Any]:
 
     core = llm.llm_engine.engine_core.engine_core
     cached, texts, number, counts = [], [], 0, []
-    loads = count_adapter_loads()
+    loads, preempted = count_adapter_loads(), list[str]()
     spent = HookTime()
     spent.watch(core.scheduler)
+    watch_preemptions(core.scheduler, preempted)
     if settings.known:
         others = {f"other {agent}": NO_NEXT_CALL + agent for agent in range(settings.known)}
         core.scalesim_expect(others, True, dict.fromkeys(others, 1.0))
@@ -139,6 +141,11 @@ def play(llm: Any, settings: ArmSettings, folder: Path) -> dict[str, Any]:
         if len(counts) < settings.resets:
             interrupt(llm, settings, number, abort=False)
         adapters = [lora_of(settings, agent, folder) for agent, _, _ in group]
+        if len(counts) in settings.restarts:
+            stop_under_load(llm, prompts, params, adapters)
+            llm = make_llm(folder, settings)  # the callers ask again, with the same hints
+            core = llm.llm_engine.engine_core.engine_core
+            watch_preemptions(core.scheduler, preempted)
         outputs = llm.generate(prompts, params, lora_request=adapters, use_tqdm=False)
         if settings.out_of_band:
             for agent, _, soon in group:
@@ -159,8 +166,32 @@ def play(llm: Any, settings: ArmSettings, folder: Path) -> dict[str, Any]:
         "counts": counts[-1] or {} if counts else {},
         "free_blocks": scheduler.kv_cache_manager.block_pool.get_num_free_blocks(),
         "adapter_loads": len(loads),
+        "preemptions": len(preempted),
         "copies": (core.scalesim_stats() or {}).get("copies", 0),
     }
+
+
+def stop_under_load(llm: Any, prompts: list[Any], params: list[Any], adapters: list[Any]) -> None:
+    """Stop the engine while requests with ``prompts`` run."""
+    engine = llm.llm_engine
+    for number, prompt in enumerate(prompts):
+        engine.add_request(f"left-{number}", prompt, params[number], lora_request=adapters[number])
+    for _ in range(3):
+        engine.step()
+    assert engine.get_num_unfinished_requests() == len(prompts)
+    engine.engine_core.shutdown()
+
+
+def watch_preemptions(scheduler: Any, preempted: list[str]) -> None:
+    """Note in ``preempted`` the requests that ``scheduler`` preempts from now on."""
+    schedule = scheduler.schedule
+
+    def noted(*args: Any, **named: Any) -> Any:
+        output = schedule(*args, **named)
+        preempted.extend(output.preempted_req_ids or ())
+        return output
+
+    scheduler.schedule = noted
 
 
 def count_adapter_loads() -> list[str]:
@@ -180,11 +211,19 @@ def count_adapter_loads() -> list[str]:
 
 class HookTime:
     """Seconds of the processor's time in the plug-in's code, or in the queue that it orders, by
-    method; calls from one to the other count once."""
+    method; calls from one to the other count once. What it takes to read the clock is left out."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._inside = False
+        self._of_timing = 0.0  # what a method that does nothing would count for
+
+        def nothing() -> None: ...
+
+        timed = self._timed(nothing)
+        for _ in range(2000):
+            timed()
+        self._of_timing = self.seconds.pop("nothing") / 2000
 
     def watch(self, scheduler: Any) -> None:
         """Watch the plug-in of ``scheduler``, if there is one."""
@@ -203,11 +242,12 @@ class HookTime:
         def timed(*args: Any, **named: Any) -> Any:
             if self._inside:
                 return method(*args, **named)
+            time.thread_time()  # the model has emptied the caches: the clock's code comes back here
             self._inside, begin = True, time.thread_time()
             try:
                 return method(*args, **named)
             finally:
-                spent = time.thread_time() - begin
+                spent = time.thread_time() - begin - self._of_timing
                 self.seconds[method.__name__] = self.seconds.get(method.__name__, 0.0) + spent
                 self._inside = False
 

@@ -62,6 +62,13 @@ def test_a_curve_is_drawn_the_same_twice(tmp_path: Path) -> None:
     assert len(report.figures["link rate"]) == 5
 
 
+def test_policies_on_several_models_are_held_against_the_roof() -> None:
+    figures = quick("replay-models").figures
+    assert list(figures) == ["h100, cyclic, answers of 8", "h100, skewed, answers of 8"]
+    for arms in figures.values():
+        assert all(0 < arm["of_roof"] <= 1 + 1e-9 for arm in arms.values())
+
+
 def test_the_generators_are_held_against_their_sources() -> None:
     figures = quick("replay-figures").figures
     assert figures["w4 active"] == 1.0 and 0.05 < figures["w1 active"] < 0.08

@@ -27,6 +27,8 @@ def operations(seed: int) -> Counter[str]:
         policy=rng.choice(sorted(POLICIES)),
         seed=seed,
         adapters=rng.choice([0, 1, 3]),
+        blobs=rng.choice([0, 0, 2]),
+        models=rng.choice([0, 0, 4]),
     )
     world = run(MemoryWalk(shape, seed, OPERATIONS))
     counters = world.manager.counters
@@ -36,6 +38,7 @@ def operations(seed: int) -> Counter[str]:
         steps=world.num_launched,
         saved=counters.saved_pages,
         loaded=counters.loaded_pages + counters.read_pages,
+        compacted=counters.compacted_pages,
     )
 
 

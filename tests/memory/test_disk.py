@@ -7,11 +7,15 @@ from random import Random
 import pytest
 
 from scalesim.memory.audit.integrity import check_integrity
+from scalesim.memory.eviction.lazy_heap import LazyHeap
 from scalesim.memory.eviction.policies import policy_named
 from scalesim.memory.links.link import Copies, Direction, Link, LinkError
 from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.prefetch.config import PlannerConfig
+from scalesim.memory.prefetch.stages import Stages
+from scalesim.memory.tree.next_use import NextUse
+from scalesim.memory.tree.owner import AgentState
 from scalesim.memory.tree.prefix_tree import TEXT
 from tests.memory.test_residency import PAGE, RATE, SIZE, settle, tokens, turn
 
@@ -155,6 +159,52 @@ def test_staging_costs_no_copy_that_is_used_sooner() -> None:
                 settle(memory)
                 check_integrity(memory)
     assert num_checked > 20
+
+
+def test_a_read_that_lacks_room_gets_what_is_used_later() -> None:
+    """All that could leave the host without loss is needed now too, so what is used later has to
+    be written to the disk first, although half of the host is clean."""
+    memory = manager(4, 8, 60)
+    town(memory, 12)
+    clean = [agent for agent in range(12) if min(where(memory, agent)[1:]) == 2]
+    later = [agent for agent in range(12) if where(memory, agent)[2] == 0]
+    assert len(later) == 2 and memory.ranking.num_clean == 4
+    agent = on_disk_alone(memory, 12)[0]
+    memory.hint([(other, 0.0) for other in (*clean, agent)])
+    queue: LazyHeap[AgentState] = LazyHeap(soonest=True)
+    state = memory.owners.agent(agent)
+    queue.add(state, state.known_next_use())
+    stages = Stages(memory.residency, queue)
+    for _ in range(3):
+        stages.plan((), lambda agent, count: 0.0)
+        stages.spill(0.5)
+        settle(memory)
+    assert where(memory, agent) == (0, 2, 2)
+    assert any(where(memory, other)[2] for other in later)
+    assert memory.counters.dropped_pages == 0
+    check_integrity(memory)
+
+
+@pytest.mark.parametrize(("mine", "theirs"), [(150.0, 900.0), (900.0, 150.0)])
+def test_what_leaves_the_device_stays_on_the_host_if_it_is_used_sooner(
+    mine: float, theirs: float
+) -> None:
+    """Also what is on the disk, which is slower than the host."""
+    memory = manager(4, 8, 60)
+    town(memory, 12)
+    assert where(memory, 11) == (2, 2, 2) and where(memory, 1) == (0, 2, 2)
+    [(on_device, _)] = memory.tree.match(memory.tree.root(TEXT), tokens(11, 99), 24)
+    [(below, _)] = memory.tree.match(memory.tree.root(TEXT), tokens(5, 99), 24)
+    memory.residency.drops.shed(memory.tiers.host, on_device)
+    memory.residency.disk.start_stage([(below, 2)], NextUse(0.0, 0, 0.0, 0))  # in its place
+    settle(memory)
+    memory.hint([(11, mine), (1, theirs), (5, theirs)])
+    assert memory.host.num_free == 0
+    turn(memory, 12, 2)
+    assert where(memory, 11)[0] < 2 and where(memory, 11)[2] == 2
+    stays = mine < theirs
+    assert where(memory, 11)[1] == (2 if stays else 0)
+    assert memory.counters.dropped_pages == 0
 
 
 def test_each_edge_has_a_window_of_its_own() -> None:

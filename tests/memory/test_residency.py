@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Collection
 from pathlib import Path
 from unittest.mock import patch
 
@@ -183,14 +184,21 @@ def test_a_load_for_a_later_move_starts_when_the_link_would_be_late() -> None:
 
 
 class Forecast:
-    """What a scheduler would say: so many requests wait, for pages or for a slot, which is free
-    ``in`` so many iterations."""
+    """What a scheduler would say: so many requests wait, those of ``upcoming`` first, for pages or
+    for a slot, which is free ``in`` so many iterations."""
 
     def __init__(
-        self, num_waiting: int, frees_in: float = 0.0, *, waits_for_pages: bool = False
+        self,
+        num_waiting: int,
+        frees_in: float = 0.0,
+        *,
+        waits_for_pages: bool = False,
+        upcoming: Collection[AgentId] | None = None,
     ) -> None:
         self.num_waiting, self._frees_in = num_waiting, frees_in
         self.waits_for_pages = waits_for_pages
+        self.upcoming = () if upcoming is None else upcoming
+        self.has_more = upcoming is not None and num_waiting > len(upcoming)
 
     def starts_in(self, agent: AgentId) -> float:
         return self._frees_in
@@ -234,6 +242,39 @@ def test_a_request_with_a_free_slot_takes_its_pages_itself() -> None:
             memory.plan(0.0, Forecast(1, waits_for_pages=waits))
             settle(memory)
         assert memory.counters.prefetched_pages == pages
+
+
+@pytest.mark.parametrize(("waiting", "pages"), [(2, 0), (9, 2)])
+def test_where_many_wait_the_next_take_the_place_of_the_last(waiting: int, pages: int) -> None:
+    """Agent 1 has filled the pool before the order of service was known, and is served last."""
+    memory = manager(4, 8)
+    turn(memory, 0, 2)
+    turn(memory, 1, 3)
+    settle(memory)
+    memory.hint([(0, 0.0), (1, 0.0)])
+    next_two = (0, 1) if waiting == 2 else (0,)
+    for _ in range(3):
+        memory.plan(0.0, Forecast(waiting, frees_in=10.0, upcoming=next_two))
+        settle(memory)
+    assert memory.counters.prefetched_pages == pages
+
+
+def test_where_many_wait_loads_come_in_the_order_of_service() -> None:
+    """Whatever the order in which the agents called; and nothing is loaded for who comes later."""
+    memory = manager(8, 20)
+    for agent in range(4):
+        turn(memory, agent, 2)
+        memory.hint([(agent, 9.0)])
+        settle(memory)
+    turn(memory, 4, 6)
+    memory.hint([(4, 50.0), *((agent, 0.0) for agent in range(4))])
+    there = [where(memory, agent)[0] for agent in range(4)]
+    for upcoming in ((3, 2), (3, 2, 1)):
+        for _ in range(4):
+            memory.plan(0.0, Forecast(9, frees_in=10.0, upcoming=upcoming))
+            settle(memory)
+        loaded = [agent for agent in range(4) if where(memory, agent)[0] > there[agent]]
+        assert loaded == sorted(upcoming), (there, upcoming)
 
 
 @pytest.mark.parametrize("theirs", [5.0, 7.0])

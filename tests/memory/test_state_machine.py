@@ -50,6 +50,7 @@ class MemoryMachine(RuleBasedStateMachine):
         adapters=st.sampled_from([0, 1, 3]),
         disk=st.sampled_from([0.0, 0.5, 3.0]),
         blobs=st.sampled_from([0, 2]),
+        models=st.sampled_from([0, 2]),
     )
     def begin(self, **shape: Any) -> None:
         self.world = MemoryWorld(WorldShape(**shape))
@@ -64,35 +65,47 @@ class MemoryMachine(RuleBasedStateMachine):
 
     @rule(name=st.integers(0, 2), num_pages=st.integers(0, 20))
     def load_adapter(self, name: int, num_pages: int) -> None:
-        self.world.load_adapter(name, num_pages)
+        self.world.adapters.load(name, num_pages)
 
     @rule(name=st.integers(0, 2))
     def unload_adapter(self, name: int) -> None:
-        self.world.unload_adapter(name)
+        self.world.adapters.unload(name)
 
     @rule(name=st.integers(0, 2))
     def break_source(self, name: int) -> None:
-        self.world.break_source(name)
+        self.world.adapters.break_source(name)
 
     @rule(agent=agents, name=st.integers(0, 1), num_pages=small, pick=st.integers(0, 99))
     def set_blob(self, agent: int, name: int, num_pages: int, pick: int) -> None:
-        self.world.set_blob(agent, name, num_pages, pick)
+        self.world.blobs.set(agent, name, num_pages, pick)
 
     @rule(agent=agents, name=st.integers(0, 1))
     def delete_blob(self, agent: int, name: int) -> None:
-        self.world.delete_blob(agent, name)
+        self.world.blobs.delete(agent, name)
 
     @rule(agent=agents)
     def read_blobs(self, agent: int) -> None:
-        self.world.read_blobs(agent)
+        self.world.blobs.read(agent)
 
     @rule(agent=agents, pick=st.integers(0, 99))
     def use_blobs(self, agent: int, pick: int) -> None:
-        self.world.use_blobs(agent, pick)
+        self.world.blobs.use(agent, pick)
 
     @rule(which=st.integers(0, 2))
     def break_blobs(self, which: int) -> None:
-        self.world.break_blobs(which)
+        self.world.blobs.break_sources(which)
+
+    @rule(name=st.integers(0, 1), num_pages=small)
+    def add_model(self, name: int, num_pages: int) -> None:
+        self.world.models.add(name, num_pages)
+
+    @rule(agent=agents, name=st.integers(0, 8))
+    def use_model(self, agent: int, name: int) -> None:
+        self.world.models.use(agent, name)
+
+    @rule(name=st.integers(0, 1))
+    def break_model(self, name: int) -> None:
+        self.world.models.break_source(name)
 
     @rule(count=st.integers(1, 20), mask=st.integers(1, 63))
     def launch(self, count: int, mask: int) -> None:
@@ -298,6 +311,18 @@ def test_pools_with_state_of_the_agents_own(policy: str) -> None:
             loaded += sum(segment.is_ready for segment in own)
     assert bool(kept) == POLICIES[policy].host
     assert bool(loaded) == POLICIES[policy].look_ahead
+
+
+def test_pools_with_weights() -> None:
+    """KV, adapters, state and the weights of models in one pool: read, loaded ahead, replaced;
+    other pages are moved out of their way."""
+    moved = ahead = 0
+    for seed, num_pages in enumerate([12, 24, 9, 16]):
+        shape = WorldShape(num_pages, 1.0, 2, "deadline", seed, 3 * (seed % 2), 0.0, seed // 2 * 2,
+                           models=4)  # fmt: skip
+        counters = run(MemoryWalk(shape, seed, 200)).manager.counters
+        moved, ahead = moved + counters.compacted_pages, ahead + counters.prefetched_pages
+    assert moved and ahead, (moved, ahead)
 
 
 def test_room_for_state_is_made_of_what_is_half_on_the_device_and_half_on_the_disk() -> None:

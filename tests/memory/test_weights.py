@@ -288,6 +288,66 @@ def test_a_request_alone_always_gets_its_weights() -> None:
                 memory.device.free(walk.rng.sample(scattered, len(scattered)))
 
 
+def test_weights_come_in_parts_where_there_is_no_room_for_all() -> None:
+    """One run of two pages is free, and two single pages: one part of the weights is loaded ahead,
+    no request begins beside that load, and the other part follows as soon as there is a run."""
+    walk = Walk(0, "deadline", pages=9)
+    memory, device = walk.memory, walk.memory.device
+    while memory.is_moving:  # to the host
+        walk.link.wait(10.0)
+        walk.poll()
+    others = device.allocate(9)
+    assert others is not None
+    device.free([1, 2, 4, 6])
+    weights = memory.weights.segment(walk.contents[1].digest)
+    memory.hint([(1, 1.0)])
+    memory.plan(0.0)
+    assert list(weights.device) == [1, 2] and memory.is_moving
+    memory.plan(0.1)
+    spec, tokens = weights_spec(weights.mark, 2), np.zeros(2, np.int32).tobytes()
+    device.free([3, 5, 7, 8, 9])
+    assert memory.acquire(1, tokens, 1, attachments=(spec,), salt=mark_of(1)) is None
+    memory.poll()
+    while memory.is_moving:
+        walk.link.wait(10.0)
+        walk.poll()
+    memory.plan(1.0)
+    walk.link.wait(10.0)
+    walk.poll()
+    assert weights.is_ready
+    walk.check()
+
+
+def test_kv_comes_with_the_weights_that_a_request_waits_for() -> None:
+    """Computing the KV would be sooner than loading it, but not while the weights are on their
+    way: until then nothing can be computed."""
+    walk = Walk(0, "deadline", pages=9, host=24)
+    memory, timing = walk.memory, walk.memory.timing
+    spec, tokens = weights_spec(walk.contents[1].digest, 2), np.ones(9, np.int32).tobytes()
+
+    def asked() -> Lease:
+        lease = memory.acquire(1, tokens, 3, attachments=(spec,), salt=mark_of(1))
+        assert lease is not None
+        return lease
+
+    opened = Open(1, 1, tokens, asked())
+    while not opened.lease.is_ready:
+        walk.link.wait(10.0)
+        walk.poll()
+    walk.compute(opened)
+    memory.release(opened.lease, tokens, 9)
+    while (pages := memory.residency.take(memory.num_pages)) is None:
+        walk.link.wait(10.0)
+        walk.poll()
+    memory.device.free(pages)
+    for number in range(3):
+        timing.launched(number, 64)
+        timing.begin_iteration(100.0 * number)
+        timing.begin_iteration(100.0 * number + 0.001)
+    assert memory.residency.load_or_recompute.num_worth_loading(2) == 0
+    assert asked().num_cached == 8
+
+
 def test_unknown_weights_are_refused() -> None:
     walk = Walk(0, "deadline")
     with pytest.raises(ModelError, match="was added"):

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalesim.replay.arms import Outcome, play
-from scalesim.replay.hardware import HARDWARE, MODELS, CostModel, Machine
+from scalesim.replay.hardware import HARDWARE, MODELS, CostModel
+from scalesim.replay.machine import Machine
 from scalesim.replay.peers.policies import REPLAY_POLICIES
 from scalesim.replay.roof import Computed, Roof, roof
 from scalesim.replay.scenario import Sizes, of_workload

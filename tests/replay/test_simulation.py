@@ -18,7 +18,8 @@ from scalesim.memory.links.link import Copies
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pools.storage import allocate_pages
 from scalesim.replay.arms import Outcome, bounded, parts_for, play
-from scalesim.replay.hardware import HARDWARE, MODELS, CostModel, Machine
+from scalesim.replay.hardware import HARDWARE, MODELS, CostModel
+from scalesim.replay.machine import Machine
 from scalesim.replay.peers.policies import REPLAY_POLICIES
 from scalesim.replay.runner import VirtualRunner
 from scalesim.replay.scenario import Sizes, of_workload
@@ -132,7 +133,7 @@ def parts(tags: bool) -> Any:
             device, BLOCK, max_num_seqs=RUNNING, max_num_rows=2 * RUNNING + 1,
             max_blocks_per_row=DEVICE,
         )  # fmt: skip
-    runner = VirtualRunner(inner, link, COST)
+    runner = VirtualRunner(inner, link, [COST])
     model = TextModel(512 if tags else 32_000, frozenset(), DEVICE * BLOCK, DEVICE * BLOCK)
     return replace(
         made, runner=runner, memory=memory, scheduler=scheduler, link=link, model=model,

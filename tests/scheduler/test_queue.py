@@ -98,18 +98,25 @@ def test_discarded_ones_leave_wherever_they_wait() -> None:
     assert not len(queue)
 
 
-def test_positions_are_told_apart_near_the_front_only() -> None:
-    queue = queued(*map(request, range(1, 4)))
+def test_the_upcoming_are_as_many_as_may_run_in_the_order_of_service() -> None:
+    queue = queued(*map(request, range(1, 8)), request(8, work=9))
     queue.requeue(request(9, admission=1))
-    assert [queue.position_of(agent) for agent in (1, 3)] == [1, 3]
-    assert queue.position_of(7) is None
-    queue.line.add(request(4))
-    assert queue.position_of(4) == queue.position_of(7) == CONFIG.lookahead_window
+    assert [waiting.id for waiting in queue.upcoming()] == [9, 8, 1, 2, 3]
+    assert len(queue.upcoming()) == 1 + CONFIG.max_num_seqs
 
 
 def test_the_longest_work_goes_first_among_equal_priorities() -> None:
     queue = queued(request(1, work=5), request(2, work=9), request(3, -1.0), request(4, work=9))
     assert [waiting.id for waiting in queue.line] == [3, 2, 4, 1]
+
+
+def test_the_oldest_is_told_by_its_number_in_whatever_order_they_came() -> None:
+    queue = queued(request(3, work=9), request(1), request(4, work=7), request(2, work=8))
+    served = []
+    while len(queue):
+        served.append(queue.next(nowhere))
+        queue.admitted(served[-1])
+    assert [one.id for one in served] == [3, 2, 1, 4]  # ``max_skips`` is 2
 
 
 def test_of_the_longest_the_resident_go_first() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -345,6 +345,25 @@ class OneKeyForAllAdapters(BrokenAcquire):
         return OneBranch(*adapter)
 
 
+class KeyWithoutTheModel(BrokenAcquire):
+    def before(self, tokens: bytes, more: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
+        return tokens, {**more, "salt": b""}
+
+
+class KnowsOnePlaceOfWeights(BrokenAcquire):
+    """Where weights lay when they were first asked for, they are taken to lie for ever."""
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.heads: dict[Segment, list[int]] = {}
+
+    def given(self, lease: Lease, tokens: bytes) -> None:
+        for _, segment, row in lease.attachments:
+            if segment.runs:
+                heads = self.heads.setdefault(segment, segment.runs.heads(segment.device))
+                self.table.write(row, 0, heads)
+
+
 class KeyWithoutThePlace(BrokenAcquire):
     def use(self, adapter: AttachmentSpec) -> AttachmentSpec:
         return adapter._replace(start=adapter.start - adapter.start % self.block_size)
@@ -414,6 +433,52 @@ class HandsOutAnotherKindsPage(MemoryManager):
         for other in held.values():
             if own is not None:
                 own.host[0], other.host[0] = other.host[0], own.host[0]
+        return super().poll()
+
+
+class HandsOutAPageOfWeights(MemoryManager):
+    """Weights and other state have each a host page of the other."""
+
+    def poll(self) -> list[Lease]:
+        held = [found for found in self.tree if found.host and not found.is_moving]
+        weights = next((found for found in held if found.runs), None)
+        other = next((found for found in held if not found.runs), None)
+        if weights is not None and other is not None:
+            weights.host[0], other.host[0] = other.host[0], weights.host[0]
+        return super().poll()
+
+
+class MovesWhatIsRead(MemoryManager):
+    """Compaction that looks at no pin."""
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        vars(self.residency.compaction)["movable"] = self.movable
+
+    def movable(self, held: Collection[Segment]) -> dict[int, tuple[Segment, int]]:
+        return {
+            page: (segment, block)
+            for segment in self.tree
+            if not (segment.is_moving or segment.runs)
+            for block, page in enumerate(segment.device)
+        }
+
+
+class MovesTooLate(MemoryManager):
+    """Compaction that copies a page when others may have written there."""
+
+    def __init__(self, **parts: Any) -> None:
+        self.later: list[tuple[Sequence[int], Sequence[int]]] = []
+        self.move = parts["move_pages"]
+        super().__init__(**{**parts, "move_pages": self.note})
+
+    def note(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        self.later.append((sources, targets))
+
+    def poll(self) -> list[Lease]:
+        for sources, targets in self.later:
+            self.move(sources, targets)
+        self.later.clear()
         return super().poll()
 
 

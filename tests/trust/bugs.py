@@ -43,6 +43,14 @@ WITH_STATE = [
     for policy in ("deadline", "deadline", "lru-swap")
 ]  # fmt: skip
 
+WITH_MODELS = [
+    WorldShape(pages, host, block_size, policy, adapters=adapters, blobs=blobs, models=4)
+    for pages, host, block_size, adapters, blobs in [
+        (16, 1.0, 4, 0, 0), (24, 1.0, 2, 3, 0), (24, 2.0, 1, 0, 2), (12, 2.0, 2, 0, 0)
+    ]
+    for policy in ("deadline", "lru-swap")
+]  # fmt: skip
+
 LASTING = [
     WorldShape(12, 0.5, 2, disk=0.7, lasting=True),
     WorldShape(16, 0.75, 1, "lru-swap", disk=0.9, lasting=True),
@@ -94,6 +102,7 @@ ADAPTERS = Machine("adapter walk", partial(walks, WITH_ADAPTERS))
 DISK = Machine("disk walk", partial(walks, ABOVE_A_DISK))
 LIVES = Machine("walk through snapshots and forks", partial(walks, LASTING))
 STATE = Machine("state walk", partial(walks, WITH_STATE))
+MODELS = Machine("walk with models", partial(walks, WITH_MODELS))
 ENGINE = Machine("engine workload", workloads)
 POWER = Machine("power loss", lambda: iter([lambda build: worlds.power_fails(build.generations)]))
 STORE = Machine(
@@ -216,6 +225,17 @@ BUGS = [
     Bug("the only copy of state dropped", "–", STATE, Build(memory=broken.DropsWhatIsKept)),
     Bug("shared content removed with its first owner", "–", STATE,
         Build(memory=broken.RemovesWhatOthersHave)),
+    Bug("kv of one model taken for anothers", "–", MODELS,
+        Build(memory=broken.KeyWithoutTheModel)),
+    Bug("stale weights: read where they lay once", "–", MODELS,
+        Build(memory=broken.KnowsOnePlaceOfWeights)),
+    Bug("stale weights: used before they have come", "–", MODELS,
+        _linked(lambda link: broken.EndsEarly(link, _reads))),
+    Bug("another kinds page in weights", "–", MODELS,
+        Build(memory=broken.HandsOutAPageOfWeights)),
+    Bug("compaction moves a page that somebody reads", "–", MODELS,
+        Build(memory=broken.MovesWhatIsRead)),
+    Bug("compaction copies too late", "–", MODELS, Build(memory=broken.MovesTooLate)),
     Bug("a batch slot is not set anew", "CVE-2026-114049", ENGINE, Build(runner=broken.KeepsKeys)),
     Bug("a token is lost over a preemption", "vLLM 18411", ENGINE,
         Build(scheduler=broken.LosesATokenByPreemption)),

@@ -15,6 +15,7 @@ from tests.trust import bugs
         bugs.ADAPTERS,
         bugs.DISK,
         bugs.STATE,
+        bugs.MODELS,
         bugs.LIVES,
         bugs.POWER,
         bugs.STORE,

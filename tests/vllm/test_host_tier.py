@@ -167,8 +167,7 @@ def test_behind_a_device_a_spare_copy_leaves_first() -> None:
         assert manager.store(keys_of(agent), Context("save"))
     call(tier, 3, 5.0)
     device.difference_update(keys_of(0), keys_of(2))
-    for key in [*keys_of(0), *keys_of(2)]:
-        tier.device_changed(key)
+    tier.device_changed([*keys_of(0), *keys_of(2)])
     assert save(tier, manager, keys_of(3)) == keys_of(3)
     manager.check()
     assert {key[0] for key in tier.chunks} == {0, 2, 3}  # agent 1 is on the device
@@ -190,8 +189,7 @@ def test_behind_a_device_a_save_displaces_what_is_used_later_and_nothing_else() 
     call(tier, 0, 20.0)
     assert manager.store(keys_of(0), Context("save"))
     device.clear()
-    for key in keys_of(0):
-        tier.device_changed(key)
+    tier.device_changed(keys_of(0))
     device.update(keys_of(1), keys_of(2))
     call(tier, 1, 30.0)
     assert save(tier, manager, keys_of(1)) == []
@@ -208,8 +206,7 @@ def test_what_was_set_aside_for_a_save_that_is_not_made_stays() -> None:
         call(tier, agent, soon)
     assert manager.store(keys_of(0), Context("store"))
     device.difference_update(keys_of(0))
-    for key in keys_of(0):
-        tier.device_changed(key)
+    tier.device_changed(keys_of(0))
     assert tier.make_room(keys_of(1)) == keys_of(1)
     tier.put_back()
     assert list(tier.chunks) == keys_of(0)

@@ -397,7 +397,10 @@ class ReplayOptions:
     hardware: str = "h100"
     """h100, h100-sxm, h200, a100, rtx4090, or the path of a JSON file with a device's rates."""
     model: str = "qwen2.5-7b"
-    """qwen2.5-7b, llama-3.1-8b, llama-3.2-1b, or the path of a config.json or of its folder."""
+    """qwen2.5-7b, llama-3.1-8b, llama-3.2-1b, qwen2.5-0.5b, or the path of a config.json or of its
+    folder; several with commas between them are models that agents use in turn."""
+    models: Annotated[int | None, COUNT] = None
+    """So many models, of those shapes in turn, with their weights in the pool."""
     residency: Annotated[float | None, SHARE] = None
     """Share of all agents' state that the device pool holds, like 25% or 0.25; 25% if not given."""
     pool: Annotated[str | None, MEMORY] = None

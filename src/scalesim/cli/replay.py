@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,7 +20,8 @@ from scalesim.config import parse_bytes
 from scalesim.errors import ConfigError, TraceError
 from scalesim.replay import formats
 from scalesim.replay.arms import Outcome, Watch, compare
-from scalesim.replay.hardware import Machine, disk_rate
+from scalesim.replay.hardware import disk_rate
+from scalesim.replay.machine import Machine
 from scalesim.replay.peers.policies import replay_policy
 from scalesim.replay.roof import Roof
 from scalesim.replay.scenario import Scenario, Sizes, cost_of, of_trace, of_workload
@@ -81,6 +83,7 @@ def sizes_of(options: ReplayOptions) -> Sizes:
         host_bytes=None if host is None else parse_bytes(host, "--host-pool"),
         disk=0.0 if options.disk is None else disk_rate(options.disk),
         disk_bytes=None if disk is None else parse_bytes(disk, "--disk-pool"),
+        models=options.models,
     )
 
 
@@ -172,9 +175,18 @@ def title(scenario: Scenario, machine: Machine, sizes: Sizes) -> str:
     pool = machine.device_pages * machine.geometry.page_bytes / 1e9
     share_of = machine.device_pages / max(1, scenario.pages)
     return (
-        f"{scenario.name}\n{cost.model.name} on {cost.hardware.name}, a pool of {pool:.3g} GB "
+        f"{scenario.name}\n{model_names(machine)} on {cost.hardware.name}, a pool of {pool:.3g} GB "
         f"({share_of:.0%} of all state), {sizes.running} running"
     )
+
+
+def model_names(machine: Machine) -> str:
+    """The machine's models, each shape once."""
+    models = machine.models
+    if models is None:
+        return machine.cost.model.name
+    counts = Counter(cost.name for cost in models.costs)
+    return ", ".join(f"{count} × {name}" for name, count in counts.items())
 
 
 def table(

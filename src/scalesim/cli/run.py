@@ -20,7 +20,8 @@ from scalesim.cli.options import RunOptions
 from scalesim.config import parse_bytes
 from scalesim.errors import ConfigError
 from scalesim.replay import formats
-from scalesim.replay.scenario import Sizes, cost_of
+from scalesim.replay.own import hardware_of, model_of
+from scalesim.replay.scenario import Sizes
 
 if TYPE_CHECKING:
     from scalesim.proxy.changes import Improvement
@@ -45,7 +46,7 @@ def run(options: RunOptions) -> int:
     if options.upstream is not None:
         upstream_url(options.upstream)
     sizes = Sizes(options.hardware, options.model, options.residency)
-    cost_of(sizes)
+    hardware_of(options.hardware), model_of(options.model)
     host_bytes = parse_bytes(options.host_memory, "--host-memory")
     from scalesim.proxy.plugin_counts import read_counts, work_between
     from scalesim.proxy.recording import Recording

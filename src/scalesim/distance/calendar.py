@@ -62,10 +62,12 @@ class Calendar:
     def take(self, now: float) -> tuple[Int64s, Times]:
         """Remove and return the entries with times before ``now``, as rows ``[n]`` and times
         ``[n]``, in no order."""
+        if not self._keys or self._keys[0] >= now:
+            return _NO_ROWS, _NO_TIMES
         one_rows: list[int] = []
         one_times: list[float] = []
         parts: list[tuple[Int64s, Times]] = []
-        while self._keys and self._keys[0] <= now:
+        while self._keys and self._keys[0] < now:  # of a bucket that begins now, nothing is due
             singles, their_times, arrays = self._buckets.pop(heapq.heappop(self._keys))
             one_rows += singles
             one_times += their_times

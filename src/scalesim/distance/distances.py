@@ -389,11 +389,12 @@ class Distances:
         if over:
             self._combine_many(np.array(over))
         met, self._met = self._met, []
-        self._expire_strangers()
+        if asks := self.has_sources:
+            self._expire_strangers()
         touched = [*spoke, *over, *met]
         few = len(touched) <= FEW
         changes = self._changes(touched) if few else self._all_changes(np.array(touched))
-        return changes + self.poll()
+        return changes + self.poll() if asks else changes
 
     def meet(self, agent: AgentId) -> None:
         """Note that ``agent`` exists from now on: what sources said of it before counts from the

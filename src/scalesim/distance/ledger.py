@@ -13,6 +13,7 @@ import numpy as np
 from scalesim.core import Int64s
 from scalesim.distance.calendar import Calendar
 from scalesim.distance.estimates import Times
+from scalesim.distance.hints import FEW
 from scalesim.distance.roster import Columns
 from scalesim.distance.scores import Score
 from scalesim.distance.state import PlainState
@@ -118,8 +119,8 @@ class Ledger:
     def expire(self, now: float) -> Int64s:
         """Forget the predictions that have expired, and score them. Returns their rows."""
         rows, deadlines = self._deadlines.take(now)
-        if not len(rows):
-            return rows
+        if len(rows) <= FEW and not any(map(self._stands, rows.tolist(), deadlines.tolist())):
+            return rows[:0]  # nearly always: what came true is not taken out of the calendar
         columns = self.columns
         rows = rows[self._deadline(rows) == deadlines]  # not renewed since
         if len(rows):
@@ -127,6 +128,12 @@ class Ledger:
             self.score.expired(len(rows), float(columns.confidence[rows].mean()))
             columns.at[rows] = np.nan
         return rows
+
+    def _stands(self, row: int, deadline: float) -> bool:
+        """Whether the row's prediction has this deadline: it was not renewed, and did not come
+        true. In plain numbers."""
+        at, made = float(self.columns.at[row]), float(self.columns.made[row])
+        return at + max(MIN_PATIENCE_TICKS, at - made) == deadline
 
     def _deadline(self, rows: Int64s) -> Times:
         at, made = self.columns.at[rows], self.columns.made[rows]

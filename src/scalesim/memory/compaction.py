@@ -40,6 +40,8 @@ class Compaction:
         pinned once, for the request that the pages are for: it has no lease yet, so that they may
         be moved all the same. Returns ``None``, with nothing changed, where every window has a page
         that cannot be moved now."""
+        if (run := self._free_run(length)) is not None:
+            return run
         places = self.movable(held) if self._move is not None else {}
         start = self._cheapest_window(length, places)
         if start is None:
@@ -51,6 +53,16 @@ class Compaction:
         if in_use:
             self._empty(in_use, places)
         return window
+
+    def _free_run(self, length: int) -> list[int] | None:
+        """Allocate ``length`` consecutive pages, if the allocator knows such a run. Far cheaper
+        than looking through all pages."""
+        pages = self._pool.allocate(length)
+        assert pages is not None, (length, self._pool.num_free)
+        if pages[-1] - pages[0] == length - 1:
+            return pages
+        self._pool.free(pages, self._pool.fence(pages))  # the newest fence of any of them
+        return None
 
     def _empty(self, in_use: list[int], places: dict[int, tuple[Segment, int]]) -> None:
         """Move the content of the pages ``in_use`` elsewhere. The window's free pages are allocated

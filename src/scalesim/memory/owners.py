@@ -36,7 +36,7 @@ class Owners:
     """The agents by name. Ownership and next uses change here; no page moves."""
 
     def __init__(self, tree: PrefixTree, ranking: EvictionRanking, queue: PrefetchQueue) -> None:
-        self.agents: dict[AgentId, AgentState] = {}
+        self.agents = queue.agents
         self.reuse_stats = ReuseStats()
         self._tree, self._ranking, self._queue = tree, ranking, queue
 

@@ -76,6 +76,8 @@ class Residency:
             ranking, tiers, link, self.room, self.transfers, counters, self.load_or_recompute
         )
         self.allocation_failed = False
+        self._num_finished = 0  # transfers
+        self._no_run: tuple[int, ...] = ()  # as of when ``take_first`` found none
         self._small_segment = self.device.num_usable // _SMALL_SHARE
         self._holds_everything = not policy.limited  # until the first eviction
 
@@ -104,16 +106,46 @@ class Residency:
             self.allocation_failed = pages is None
         return pages
 
+    def take_first(self, count: int, *, ahead_of: NextUse, runs: RunPlaces) -> list[int]:
+        """As many of the first of ``count`` device pages as can be had now, for a load ahead of
+        that use: of what has to be consecutive, whole ``runs`` (offset, length), in order. Planners
+        ask again and again: where no run was found, the pool is looked through again only once a
+        page was freed, a segment unpinned, or a copy has ended."""
+        self._make_room(count, ahead_of)
+        count = min(count, self.device.num_free)
+        pages: list[int] = []
+        for offset, length in runs:
+            now = length, self.ranking.num_unpinned, self._num_finished, self.device.num_free
+            is_hopeless = now[:3] == self._no_run[:3] and now <= self._no_run
+            if offset + length > count or is_hopeless:
+                return pages
+            run = self.compaction.take_run(length)
+            if run is None:
+                self._no_run = now
+                return pages
+            others = self.device.allocate(offset - len(pages))
+            assert others is not None, (offset, length, count)
+            pages += [*others, *run]
+        others = self.device.allocate(count - len(pages))
+        assert others is not None, (count, len(pages))
+        return pages + others
+
     def _take_runs(
         self, count: int, places: RunPlaces, ahead_of: NextUse | None, held: Collection[Segment]
     ) -> list[int] | None:
-        """``count`` pages, which are free, with runs at ``places``: the longest first, the pages
-        between them last."""
+        """``count`` pages, which are free, with runs at ``places``. What is evicted for a run may
+        lie between runs that were found, so that all are looked for anew."""
+        while (pages := self._place(count, places, held)) is None:
+            if not self._make_room(self.device.num_free + 1, ahead_of):
+                return None
+        return pages
+
+    def _place(self, count: int, places: RunPlaces, held: Collection[Segment]) -> list[int] | None:
+        """``count`` free pages with runs at ``places``: the longest first, the pages between them
+        last. ``None``, with nothing taken, if there is no run for one of them."""
         pages: list[int | None] = [None] * count
         for offset, length in sorted(places, key=lambda place: -place[1]):
             run = self.compaction.take_run(length, held)
-            while run is None and self._make_room(self.device.num_free + 1, ahead_of):
-                run = self.compaction.take_run(length, held)
             if run is None:
                 self.drops.free(self.tiers.device, [page for page in pages if page is not None])
                 return None
@@ -168,7 +200,9 @@ class Residency:
         first. Returns False if it is better to wait: the host has room once it has spilled.
 
         A small segment is evicted whole, even where a part would do: the remainder would be evicted
-        next anyway, and the next allocation gets longer runs of consecutive pages. The parent is
+        next anyway, and the next allocation gets longer runs of consecutive pages. What is on the
+        disk alone then would be read from there: it is saved too, where nothing is lost by that and
+        what is used later leaves the host for it. The parent is
         evicted together with the segment if the parent would be the next victim, as on the path of
         a single agent; otherwise the parent may be needed sooner, and stays.
         """
@@ -179,14 +213,17 @@ class Residency:
                 "from here on state is dropped and computed again; free memory or run fewer agents",
                 self.policy.name, self.device.num_usable,
             )  # fmt: skip
-        if (
-            segment.num_dirty
+        is_on_disk = segment.num_dirty == 0
+        is_worth_saving = (
+            segment.num_unsaved > 0
             and self.ranking.may_save(segment)
+            and not (is_on_disk and self.ranking.unlikely_to_return(segment))
             and self.load_or_recompute.is_worth_saving(segment.num_unsaved)
-        ):
-            if self.start_save(segment):
+        )
+        if is_worth_saving:
+            if self.start_save(segment, may_lose=not is_on_disk):
                 return True
-            if self.disk.frees_host_soon(segment.num_dirty):
+            if not is_on_disk and self.disk.frees_host_soon(segment.num_dirty):
                 return False
         keep = max(0, len(segment.device) - max(wanted, self._small_segment))
         keep = segment.runs.start_of(keep)
@@ -340,6 +377,7 @@ class Residency:
 
     def _finish(self, transfer: Transfer) -> None:
         """Settle a transfer that is over: its blocks are valid now, or its pages are freed."""
+        self._num_finished += 1
         self.counters.failed_transfers += transfer.error is not None
         tier: Tier = getattr(self.tiers, transfer.tier)
         for segment, _ in reversed(transfer.parts):

@@ -124,8 +124,7 @@ class CallBoard:
         self.keys.use(owner)
         owner.num_open += 1
         if agent is not None:
-            self._coming.discard(owner)
-            self._apply(self.distances.called(agent))
+            self._apply(self.distances.called(agent))  # which tells each call: not coming any more
 
     def used(self, call: str, keys: Sequence[Key], depths: Sequence[int] | None = None) -> None:
         """The open call ``call`` uses ``keys``, in the order of the prompt. ``depths`` are their

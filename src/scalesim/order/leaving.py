@@ -38,19 +38,22 @@ class LeavingOrder:
 
     def add(self, key: Key) -> None:
         """Add ``key``, or move it to its place."""
-        owned = self._keys.owned(key)
-        group = owned.group
-        shelf = self._at.get(key)
-        if shelf is not None:
-            if shelf.group is group:
-                return
-            self.discard(key)
-        shelf = self._shelves.get(group)
-        if shelf is None:
-            shelf = self._shelves[group] = _Shelf(group, self._keys)
-            self._note(group)
-        shelf.put(key, owned.stamp, owned.depth)
-        self._at[key] = shelf
+        self.add_all((key,))
+
+    def add_all(self, keys: Iterable[Key]) -> None:
+        """``add`` for each of ``keys``, which mostly are of one group."""
+        shelf: _Shelf | None = None
+        for key in keys:
+            owned = self._keys.owned(key)
+            group = owned.group
+            if (before := self._at.get(key)) is not None:
+                if before.group is group:
+                    continue
+                self.discard(key)
+            if shelf is None or shelf.group is not group:
+                shelf = self._shelves.get(group) or self._open(group)
+            shelf.put(key, owned.stamp, owned.depth)
+            self._at[key] = shelf
 
     def discard(self, key: Key) -> None:
         """Remove ``key``, if it is there."""
@@ -78,15 +81,16 @@ class LeavingOrder:
         taken: list[Key] = []
         passed: list[Key] = []
         while len(taken) < count and (shelf := self._first()) is not None:
-            while shelf.live and len(taken) < count:  # taking changes no group's next use
-                key = shelf.first()
-                shelf.live.remove(key)
+            found = shelf.take(count - len(taken))  # taking changes no group's next use
+            for key in found:
                 del self._at[key]
-                (passed if key in spared else taken).append(key)
+            if spared:
+                passed += [key for key in found if key in spared]
+                found = [key for key in found if key not in spared]
+            taken += found
             if not shelf.live:
                 self._close(shelf)
-        for key in passed:
-            self.add(key)
+        self.add_all(passed)
         return taken
 
     def num_before(self, key: Key, limit: int) -> int:
@@ -121,6 +125,11 @@ class LeavingOrder:
         found = self._groups.peek(self._keys.clock.now)
         return None if found is None else self._shelves[found]
 
+    def _open(self, group: KeyGroup) -> _Shelf:
+        shelf = self._shelves[group] = _Shelf(group, self._keys)
+        self._note(group)
+        return shelf
+
     def _note(self, group: KeyGroup) -> None:
         self._changed.pop(group, None)
         self._changed[group] = None
@@ -138,9 +147,7 @@ class LeavingOrder:
 
     def keys_moved(self, keys: Iterable[Key]) -> None:
         """``keys`` belong to other groups."""
-        for key in keys:
-            if key in self._at:
-                self.add(key)
+        self.add_all([key for key in keys if key in self._at])
 
 
 class _Shelf:
@@ -170,6 +177,17 @@ class _Shelf:
                 self._heap = [entry for entry in self._heap if entry[3] in self.live]
                 self._entered = set(self.live)
                 heapq.heapify(self._heap)
+
+    def take(self, count: int) -> list[Key]:
+        """Remove the first ``count`` keys, or all if there are no more."""
+        found: list[Key] = []
+        while self.live and len(found) < count:
+            key = self.first()
+            heapq.heappop(self._heap)
+            self._entered.remove(key)
+            self.live.remove(key)
+            found.append(key)
+        return found
 
     def first(self) -> Key:
         while True:

@@ -52,15 +52,16 @@ class KeyOwner:
         """Record the keys of a call, with their places in the prompt. Returns the keys that the
         agent is not likely to use again: of older prompts, and behind the place where its prompts
         part from each other, if they usually do. ``common`` are the statistics of all agents."""
+        could_come = self.reach  # beyond so many paths, all was left behind before
         self._observe_return(path, common)
         self.paths.insert(0, tuple(path))
-        older = self.paths[1:]
+        left_now = self.paths[: could_come + 1]
         del self.paths[MAX_KEPT_PATHS:]
         rate = self.continued + _PRIOR * common.continuation_rate
         cut = self.overlap if rate < 0.5 * (self.could_continue + _PRIOR) else None
         self.expected = [key for key, depth in path.items() if cut is None or depth < cut]
         kept = set(self.expected).union(*self.paths[1 : self.reach])
-        return [key for old in (self.paths[0], *older) for key in old if key not in kept]
+        return [key for old in left_now for key in old if key not in kept]
 
     def _observe_return(self, path: Mapping[Key, int], common: ReuseStats) -> None:
         """Record which of the last prompts the call went on from, and how far."""

@@ -15,7 +15,7 @@ from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.memory.manager import MemoryManager
 from scalesim.replay.bound import Access, belady_loads, reads_again
 from scalesim.replay.content import VOCAB_SIZE
-from scalesim.replay.hardware import Machine
+from scalesim.replay.machine import Machine
 from scalesim.replay.peers.policies import planning_of, replay_policy
 from scalesim.replay.roof import Roof, roof
 from scalesim.replay.runner import VirtualRunner
@@ -31,32 +31,45 @@ RESIDENT_PAGES = 1 << 22
 def parts_for(machine: Machine, policy_name: str) -> EngineParts:
     """Engine parts with a virtual runner, link and clock."""
     policy = replay_policy(policy_name)
-    geometry = machine.geometry
+    geometry, models = machine.geometry, machine.models
     link = VirtualLink(geometry.page_bytes, machine.link_bytes_per_s, machine.disk_bytes_per_s)
     planning = planning_of(policy)
     pages = machine.device_pages if policy.limited else max(RESIDENT_PAGES, machine.host_pages)
+    num_models = 0 if models is None else len(models.costs)
     memory = MemoryManager(
         block_size=geometry.block_size,
         page_bytes=geometry.page_bytes,
         device_pages=pages + 1,
         host_pages=machine.host_pages,
         disk_pages=machine.disk_pages,
-        num_rows=2 * machine.max_num_seqs + 1,
+        num_rows=2 * machine.max_num_seqs + num_models + 1,
         policy=policy,
         link=link,
         planner_config=machine.planner,
         make_ranking=planning.make_ranking,
         make_planner=planning.make_planner,
+        move_pages=lambda sources, targets: _move(machine, link, len(sources)),
     )
+    held = 0
+    if models is not None:
+        models.join(memory)
+        held = models.largest(geometry.page_bytes)
     config = SchedulerConfig(
         max_num_seqs=machine.max_num_seqs,
         max_num_batched_tokens=machine.max_num_batched_tokens,
         order=machine.order,
     )
-    runner = VirtualRunner(StubRunner(VOCAB_SIZE), link, machine.cost, machine.first_tokens)
-    model = TextModel(VOCAB_SIZE, frozenset(), machine.max_len, pages * geometry.block_size)
+    runner = VirtualRunner(StubRunner(VOCAB_SIZE), link, machine.costs, machine.first_tokens)
+    pool_len = (pages - held) * geometry.block_size
+    model = TextModel(VOCAB_SIZE, frozenset(), machine.max_len, pool_len)
     scheduler = Scheduler(memory, config, min(machine.max_len, model.pool_len), machine.cost)
     return EngineParts(runner, memory, scheduler, link, model, time_s=lambda: link.now_s)
+
+
+def _move(machine: Machine, link: VirtualLink, num_pages: int) -> None:
+    """Let the time pass in which the device reads and writes ``num_pages``."""
+    num_bytes = 2.0 * num_pages * machine.geometry.page_bytes
+    link.advance_to(link.now_s + machine.cost.read_s(num_bytes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,21 +79,24 @@ class Outcome:
     ``new_pages``: whole pages of prompts that no call had computed before. ``least_pages``: the
     fewest pages that had to be brought back to the device, given the order in which this policy
     served calls and what was there after the warm-up; ``least_disk_pages``: to device and host
-    together; ``None`` if not asked for, or without a disk. ``running_pages``: the most pages that
-    running calls held at once.
+    together; ``None`` if not asked for, with several models, or without a disk.
+    ``running_pages``: the most pages of KV that running calls held at once. ``num_waited``: with
+    several models, the calls that waited for any load.
     """
 
     policy: str
     seconds: float
     turns: int
     tick_s: tuple[float, float]  # p50, p95 of a tick of the simulation
-    first_token_s: tuple[float, float]
+    first_token_s: tuple[float, float]  # from the call on
+    from_slot_s: tuple[float, float]  # to the first token, from when the call was given a slot
     page_bytes: int
     counters: dict[str, float]
     new_pages: int = 0
     least_pages: int | None = None
     running_pages: int = 0
     least_disk_pages: int | None = None
+    num_waited: int | None = None
 
     @property
     def turns_per_s(self) -> float:
@@ -93,12 +109,15 @@ class Outcome:
 
     @property
     def waited(self) -> float:
-        """Share of the calls that waited for their state."""
-        return self.counters["demand_loads"] / max(1, self.turns)
+        """Share of the calls that waited for their state. With several models, one load of weights
+        is waited for by many calls; without, each load on demand is of one call."""
+        waits = self.counters["demand_loads"] if self.num_waited is None else self.num_waited
+        return waits / max(1, self.turns)
 
     @property
     def loaded_bytes(self) -> float:
-        return self.counters["loaded_pages"] * self.page_bytes
+        """Bytes that came to the device from the host or, on demand, from the weights' sources."""
+        return (self.counters["loaded_pages"] + self.counters["read_pages"]) * self.page_bytes
 
     @property
     def disk_bytes(self) -> float:
@@ -160,15 +179,16 @@ def play(
         leap=leap,
         witness=witness,
         watch=watch,
+        models=machine.models,
     )
     before: dict[str, float] = {}
     cached: set[int] = set()
     near: set[int] = set()
-    start_s, turns, index = 0.0, 0, 0
+    start_s, turns, waited, index = 0.0, 0, 0, 0
     for index, tick in enumerate(ticks):
         if index == warmup:
             before, start_s = counted(simulation), simulation.link.now_s
-            turns = simulation.log.turns
+            turns, waited = simulation.log.turns, len(simulation.log.waited)
             if witness:
                 cached = simulation.cached_pages()
                 near = simulation.cached_pages(on_host=True) if machine.disk_pages else near
@@ -182,8 +202,10 @@ def play(
         log.turns - turns,
         percentiles(busy),
         percentiles(log.first_token_s[turns:] or [0.0]),
+        percentiles(log.from_slot_s[turns:] or [0.0]),
         machine.geometry.page_bytes,
         {name: value - before.get(name, 0.0) for name, value in counted(simulation).items()},
+        num_waited=None if machine.models is None else len(log.waited) - waited,
     )
     return (bounded(machine, found, log, cached, near) if witness else found), simulation
 
@@ -203,7 +225,9 @@ def bounded(
         new_pages=sum(
             accesses[index].num_read - len(again[index]) for index in range(start, len(accesses))
         ),
-        least_pages=sum(belady_loads(accesses, capacity, start, cached)),
+        least_pages=None
+        if machine.models is not None  # which are loaded too
+        else sum(belady_loads(accesses, capacity, start, cached)),
         running_pages=most_held(accesses),
         least_disk_pages=sum(belady_loads(accesses, capacity + machine.host_pages, start, near))
         if machine.disk_pages

@@ -7,13 +7,12 @@ and the same for all devices. The figures are meant for ratios between policies.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar
 
 from scalesim.config import parse_bytes
 from scalesim.errors import ConfigError
 from scalesim.memory.geometry import PageGeometry
-from scalesim.memory.prefetch.config import PlannerConfig
 from scalesim.scheduler.step_costs import StepCosts
 
 Order: TypeAlias = 'Literal["longest", "arrival"]'
@@ -78,7 +77,9 @@ class ModelCosts:
     """The properties of a model that cost time.
 
     A step reads ``num_params`` parameters (without the input embedding) and multiplies each token
-    with them; in a mixture of experts, with ``active_params`` of them. K and V are bf16.
+    with them; in a mixture of experts, with ``active_params`` of them. ``head_params`` of them are
+    the head's; the input embedding is the same matrix if ``tied``, else another one of that size.
+    Weights, K and V are bf16.
     """
 
     name: str
@@ -87,7 +88,17 @@ class ModelCosts:
     num_heads: int
     num_kv_heads: int
     head_dim: int
+    head_params: float
+    tied: bool = False
     active_params: float | None = None
+
+    @property
+    def part_bytes(self) -> tuple[float, ...]:
+        """Bytes of the weights' parts, each of which lies in one piece: the embedding with the
+        head, then each layer."""
+        ends = self.head_params * (1 if self.tied else 2)
+        layer = (self.num_params - self.head_params) / self.num_layers
+        return (2.0 * ends, *[2.0 * layer] * self.num_layers)
 
     @property
     def token_bytes(self) -> int:
@@ -102,9 +113,10 @@ class ModelCosts:
 MODELS = {
     model.name: model
     for model in (
-        ModelCosts("qwen2.5-7b", 7.07e9, 28, 28, 4, 128),
-        ModelCosts("llama-3.1-8b", 7.50e9, 32, 32, 8, 128),
-        ModelCosts("llama-3.2-1b", 1.24e9, 16, 32, 8, 64),
+        ModelCosts("qwen2.5-7b", 7.07e9, 28, 28, 4, 128, 5.45e8),
+        ModelCosts("llama-3.1-8b", 7.50e9, 32, 32, 8, 128, 5.25e8),
+        ModelCosts("llama-3.2-1b", 1.24e9, 16, 32, 8, 64, 2.63e8, tied=True),
+        ModelCosts("qwen2.5-0.5b", 4.94e8, 24, 14, 2, 64, 1.36e8, tied=True),
     )
 }
 
@@ -154,39 +166,6 @@ class CostModel(StepCosts):
     def step_s(self, work: StepWork) -> float:
         least_s = max(self.compute_s(self.flops(work)), self.read_s(self.read_bytes(work)))
         return least_s + self.hardware.step_overhead_s
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """A machine with its pools, in pages of the model's page size.
-
-    ``link_share`` is the share of the link's rate that is used. The first ``first_tokens`` of each
-    prompt stand for an adapter's pages. ``max_num_batched_tokens`` bounds a step without decodes;
-    beside decodes, the costs choose less (Sarathi-Serve, OSDI 2024). ``order`` is the scheduler's.
-    The disk has ``disk_pages`` (0: there is none), and ``disk_bytes_per_s`` each way.
-    """
-
-    cost: CostModel
-    device_pages: int
-    host_pages: int
-    max_len: int
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 512
-    block_size: int | None = None
-    link_share: float = 1.0
-    first_tokens: int = 0
-    planner: PlannerConfig = field(default_factory=PlannerConfig)
-    order: Order = "longest"
-    disk_pages: int = 0
-    disk_bytes_per_s: float = 0.0
-
-    @property
-    def geometry(self) -> PageGeometry:
-        return self.cost.model.geometry(self.block_size)
-
-    @property
-    def link_bytes_per_s(self) -> float:
-        return self.cost.hardware.link_bytes_per_s * self.link_share
 
 
 _Named = TypeVar("_Named", Hardware, ModelCosts)

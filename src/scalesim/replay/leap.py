@@ -11,8 +11,9 @@ import numpy as np
 
 from scalesim.core import Int32s, Int64s
 from scalesim.engine.loop import EngineLoop
+from scalesim.memory.leases.weights import WEIGHTS
 from scalesim.memory.links.virtual_link import VirtualLink
-from scalesim.replay.runner import VirtualRunner
+from scalesim.replay.runner import VirtualRunner, by_model
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.testing.tags import mix
 
@@ -26,12 +27,20 @@ def take_quiet_steps(loop: EngineLoop, runner: VirtualRunner, link: VirtualLink)
     if num_quiet < 2:
         return
     vocab_size = np.uint64(loop.parts.model.vocab_size)
-    contexts, done = int(slots.known[decoding].sum()), 0
+    known, weights = slots.known[decoding], slots.attachments.batch(WEIGHTS, decoding)
+    groups = [
+        (number, len(known[seqs]), int(known[seqs].sum()))
+        for number, seqs in by_model(weights, len(decoding))
+    ]
+    done = 0
     while done < num_quiet and not link.has_news:  # the next iteration handles the link's news
         woken = loop.memory.poll()
         assert not woken, "a copy ended, and the link said nothing"
         loop.memory.plan(link.now_s, scheduler.forecast)
-        runner.pass_time(runner.decode_work(len(decoding), contexts + done * len(decoding)))
+        runner.pass_time(
+            (number, runner.decode_work(count, contexts + done * count))
+            for number, count, contexts in groups
+        )
         drawn = mix(slots.key[decoding] + (slots.known[decoding] - 1).astype(np.uint64))
         take_decodes(scheduler, decoding, (drawn % vocab_size).astype(np.int32))
         done += 1

@@ -87,7 +87,10 @@ def _shape(name: str, config: Row) -> ModelCosts:
         params, active = float(fixed + experts * per_expert), float(fixed + taken * per_expert)
     else:
         params = float(head + layers * (attention + mlp))
-    return ModelCosts(name, params, layers, heads, kv_heads, head_dim, active)
+    tied = config.fields.get("tie_word_embeddings") or False
+    if not isinstance(tied, bool):
+        raise config.wrong("tie_word_embeddings", "true or false")
+    return ModelCosts(name, params, layers, heads, kv_heads, head_dim, float(head), tied, active)
 
 
 def _part(config: Row, key: str, default: int | None = None) -> int:

@@ -8,11 +8,16 @@ simulation, the least time that the hardware model allows:
   last;
 - reading: each token of an answer reads its whole context once. The weights are read once in each
   step of the engine, and ideal batching takes the fewest steps that the longest chain of an agent's
-  calls, the slots and the token budget allow;
+  calls, the slots and the token budget allow. Several models are computed in turn, so that the sums
+  are taken for each model alone;
 - the link: of the state that a tick reads and an earlier tick computed, at most a pool's content is
   present when the tick begins; the remainder is loaded or recomputed, in the faster split;
 - the disk, where there is one: of that state, at most what device and host hold is there when the
   tick begins; the remainder is read or recomputed, in the faster split.
+
+- weights in pages: those of the models that a tick's calls use are part of what the tick needs, and
+  cannot be computed. Over the whole run, the link brings at least what a pool for weights alone
+  lacks, if those that are used last leave (Belady 1966).
 
 Reading, arithmetic, the link and the disk run concurrently. The bound shares no code with the
 scheduler, the planner or the memory: it depends on the trace, the model and the hardware alone.
@@ -21,7 +26,7 @@ scheduler, the planner or the memory: it depends on the trace, the model and the
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -29,7 +34,8 @@ import numpy as np
 
 from scalesim.core import AgentId, Int32s
 from scalesim.replay.content import VOCAB_SIZE, tokens_of
-from scalesim.replay.hardware import Machine, StepWork
+from scalesim.replay.hardware import CostModel, StepWork
+from scalesim.replay.machine import Machine
 from scalesim.trace.trace import TraceCall, TraceTick, common_length
 
 
@@ -53,11 +59,53 @@ class Roof:
 
 def roof(machine: Machine, ticks: Iterable[TraceTick], warmup: int = 0) -> Roof:
     """The roof over the ticks after the first ``warmup``; over all ticks if there are no more."""
-    floors = _Floors(machine)
-    found = [(len(tick.calls), *floors.tick(tick.calls)) for tick in ticks]
+    floors, found, used = _Floors(machine), [], []
+    for tick in ticks:
+        found.append((len(tick.calls), *floors.tick(tick.calls)))
+        used.append(set(_by_model(machine, tick.calls)))
     counted = found[warmup:] or found
     turns, resident_s, pool_s = (sum(column) for column in zip(*counted, strict=True))
+    if machine.models is not None:
+        page_bytes = machine.geometry.page_bytes
+        sizes = {n: machine.models.num_pages(n, page_bytes) for n in machine.models.all}
+        pages = least_weight_loads(used[warmup:] or used, sizes, machine.device_pages)
+        pool_s = max(pool_s, pages * page_bytes / machine.link_bytes_per_s)
     return Roof(int(turns), float(resident_s), float(pool_s))
+
+
+def least_weight_loads(used: Sequence[set[int]], sizes: dict[int, int], capacity: int) -> int:
+    """The fewest pages of weights that come to the device while one set of models after another is
+    ``used``. Model ``number`` has ``sizes[number]`` pages. Of ``capacity`` pages those stay that
+    are used soonest, also before the first set; while a model is used, beside its own."""
+    later: list[dict[int, int]] = [{}]  # of each set and the ones behind: a model's next use
+    for index, numbers in reversed([*enumerate(used)]):
+        later.append({**later[-1], **dict.fromkeys(numbers, index)})
+    later.reverse()
+    there, loads = dict(sizes), 0
+    for numbers, ahead in zip([set(), *used], later, strict=True):
+        for number in numbers:
+            loads += sizes[number] - there[number]
+            there[number] = sizes[number]
+        soonest = sorted(there, key=lambda number: ahead.get(number, len(used)))
+        pinned = max((sizes[number] for number in numbers), default=0)
+        _trim(there, [number for number in soonest if number not in numbers], capacity - pinned)
+        _trim(there, soonest, capacity)
+    return loads
+
+
+def _trim(there: dict[int, int], order: Iterable[int], room: int) -> None:
+    """Keep ``room`` pages of the models in ``order``: of the first ones."""
+    for number in order:
+        there[number] = min(there[number], room)
+        room -= there[number]
+
+
+def _by_model(machine: Machine, calls: Iterable[TraceCall]) -> dict[int, list[TraceCall]]:
+    """The calls of each model, by its number."""
+    models, found = machine.models, defaultdict(list)
+    for call in calls:
+        found[0 if models is None else models.numbers[call.agent]].append(call)
+    return found
 
 
 class _Floors:
@@ -65,17 +113,36 @@ class _Floors:
 
     def __init__(self, machine: Machine) -> None:
         self._machine, self._computed = machine, Computed(machine.geometry.block_size)
+        self._costs = machine.costs
 
     def tick(self, calls: list[TraceCall]) -> tuple[float, float]:
         """The tick's least seconds: (with a pool for all state, with the machine's pool)."""
-        machine, computed, cost = self._machine, self._computed, self._machine.cost
+        machine, computed = self._machine, self._computed
         if not calls:
             return 0.0, 0.0
         computed.begin_tick()
+        least_s = compute_s = 0.0
+        weights = 0
+        for number, own in _by_model(machine, calls).items():
+            floor_s, busy_s = self._of_model(self._costs[number], own)
+            least_s, compute_s = least_s + floor_s, compute_s + busy_s
+            if machine.models is not None:
+                weights += machine.models.num_pages(number, machine.geometry.page_bytes)
+        read = computed.pages_read
+        missing = max(0, read + weights - machine.device_pages)
+        pool_s = max(least_s, self._brought_s(missing, read, compute_s, machine.link_bytes_per_s))
+        if machine.disk_pages:
+            far = max(0, read - machine.device_pages - machine.host_pages)
+            pool_s = max(pool_s, self._brought_s(far, read, compute_s, machine.disk_bytes_per_s))
+        return least_s, pool_s
+
+    def _of_model(self, cost: CostModel, calls: list[TraceCall]) -> tuple[float, float]:
+        """The least seconds of calls of one model, and those of them that are not reading."""
+        machine = self._machine
         tokens = pairs = context = 0
         for call in calls:
             prompt, output = call.prompt_len, call.output.length
-            new, twice = computed.add(_computed_tokens(call), prompt)
+            new, twice = self._computed.add(_computed_tokens(call), prompt)
             for first, last, sign in ((new, prompt + output - 1, 1), (*twice, -1)):
                 count, seen = _attended(first, last, machine.first_tokens)
                 tokens, pairs = tokens + sign * count, pairs + sign * seen
@@ -90,23 +157,18 @@ class _Floors:
         compute_s = cost.compute_s(cost.flops(StepWork(tokens, 0, max(pairs, 0))))
         read_s = cost.read_s(steps * cost.read_bytes(StepWork(0, 0, 0)) + cost.kv_bytes(context))
         overhead_s = steps * cost.hardware.step_overhead_s
-        least_s = overhead_s + max(compute_s, read_s)
-        missing = max(0, computed.pages_read - machine.device_pages)
-        compute_s += overhead_s
-        pool_s = max(least_s, self._brought_s(missing, compute_s, machine.link_bytes_per_s))
-        if machine.disk_pages:
-            far = max(0, missing - machine.host_pages)
-            pool_s = max(pool_s, self._brought_s(far, compute_s, machine.disk_bytes_per_s))
-        return least_s, pool_s
+        return overhead_s + max(compute_s, read_s), overhead_s + compute_s
 
-    def _brought_s(self, missing: int, compute_s: float, rate: float) -> float:
+    def _brought_s(self, missing: int, state: int, compute_s: float, rate: float) -> float:
         """The least seconds for bringing ``missing`` pages at ``rate`` bytes a second, or
-        recomputing them, concurrently with other arithmetic that takes ``compute_s``."""
-        cost, block_size = self._machine.cost, self._machine.geometry.block_size
-        again_s = cost.compute_s(cost.flops(StepWork(block_size, 0, 0)))
-        load_s = cost.kv_bytes(block_size) / rate
+        recomputing up to ``state`` of them, concurrently with other arithmetic that takes
+        ``compute_s``."""
+        geometry = self._machine.geometry
+        block = StepWork(geometry.block_size, 0, 0)
+        again_s = min(cost.compute_s(cost.flops(block)) for cost in self._costs)
+        load_s = geometry.page_bytes / rate
         computed = (missing * load_s - compute_s) / (load_s + again_s)  # both then take as long
-        return (missing - max(0.0, computed)) * load_s if computed > 0 else 0.0
+        return (missing - min(computed, state)) * load_s if computed > 0 else 0.0
 
 
 def _computed_tokens(call: TraceCall) -> Int32s:

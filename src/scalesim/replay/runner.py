@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
 from scalesim.batch import Batch, LaunchedStep, Runner, StepOutput
+from scalesim.batch_options import AttachmentBatch
+from scalesim.core import Int64s
 from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.replay.hardware import CostModel, StepWork
+
+ModelWork: TypeAlias = "tuple[int, StepWork]"
+"""The number of a model, and what a step computes of it."""
 
 
 @dataclass(slots=True)
@@ -25,22 +32,27 @@ class Spent:
 
 class VirtualRunner:
     """A runner around ``inner``, which supplies the tokens. Each step advances the link's clock by
-    the step's duration in the cost model.
+    the step's duration in the cost models ``costs``, by number of the model; the sequences of each
+    model are computed in turn.
 
     The first ``first_tokens`` tokens of every sequence stand for an adapter's pages: they cost
     their reading, and their transfer if they have to be loaded.
     """
 
     def __init__(
-        self, inner: Runner, link: VirtualLink, cost: CostModel, first_tokens: int = 0
+        self,
+        inner: Runner,
+        link: VirtualLink,
+        costs: Sequence[CostModel],
+        first_tokens: int = 0,
     ) -> None:
         assert inner.steps_in_flight == 1, "virtual steps end where they are launched"
         self.steps_in_flight = 1
         self.spent = Spent()
         self.ended_s: dict[int, float] = {}  # by step of the engine
-        self.inner, self._link, self._cost = inner, link, cost
+        self.inner, self._link, self._costs = inner, link, costs
         self._first_tokens = first_tokens
-        self._token_bytes = cost.model.geometry().token_bytes
+        self._token_bytes = costs[0].model.token_bytes
 
     def launch(self, batch: Batch) -> LaunchedStep:
         step = self.inner.launch(batch)
@@ -51,16 +63,18 @@ class VirtualRunner:
     def collect(self, step: LaunchedStep) -> StepOutput:
         return self.inner.collect(step)
 
-    def pass_time(self, work: StepWork, fetched_bytes: float = 0.0) -> None:
-        """Advance the clock by a step of ``work``, before which ``fetched_bytes`` come over the
+    def pass_time(self, works: Iterable[ModelWork], fetched_bytes: float = 0.0) -> None:
+        """Advance the clock by a step of ``works``, before which ``fetched_bytes`` come over the
         link."""
-        seconds = self._cost.step_s(work) + fetched_bytes / self._link.rate("in")
-        spent = self.spent
+        seconds, spent = fetched_bytes / self._link.rate("in"), self.spent
+        for number, work in works:
+            cost = self._costs[number]
+            seconds += cost.step_s(work)
+            spent.tokens += work.num_tokens
+            spent.flops += cost.flops(work)
+            spent.read_bytes += cost.read_bytes(work)
         spent.steps += 1
         spent.seconds += seconds
-        spent.tokens += work.num_tokens
-        spent.flops += self._cost.flops(work)
-        spent.read_bytes += self._cost.read_bytes(work)
         self._link.advance_to(self._link.now_s + seconds)
 
     def decode_work(self, num_seqs: int, context_tokens: int) -> StepWork:
@@ -68,14 +82,30 @@ class VirtualRunner:
         seen = context_tokens - num_seqs * self._first_tokens
         return StepWork(num_seqs, context_tokens, seen)
 
-    def _work(self, batch: Batch) -> tuple[StepWork, float]:
+    def _work(self, batch: Batch) -> tuple[list[ModelWork], float]:
         counts = np.diff(batch.query_start).astype(np.int64)
         ends = batch.positions[batch.query_start[1:] - 1].astype(np.int64) + 1
+        groups = by_model(batch.weights, batch.num_seqs)
         if not self._first_tokens and batch.num_tokens == batch.num_seqs:
-            return self.decode_work(batch.num_seqs, int(ends.sum())), 0.0
+            works = [
+                (number, self.decode_work(len(ends[seqs]), int(ends[seqs].sum())))
+                for number, seqs in groups
+            ]
+            return works, 0.0
         first = self._first_tokens
         contexts = np.maximum(ends - first, 0)
         real = contexts - np.maximum(ends - counts - first, 0)  # query tokens outside the adapter
-        pairs = int((real * contexts - real * (real - 1) // 2).sum())
-        fetched = float((counts - real).sum()) * self._token_bytes
-        return StepWork(int(real.sum()), int(ends.sum()), pairs), fetched
+        pairs = real * contexts - real * (real - 1) // 2
+        works = [
+            (number, StepWork(*(int(each[seqs].sum()) for each in (real, ends, pairs))))
+            for number, seqs in groups
+        ]
+        return works, float((counts - real).sum()) * self._token_bytes
+
+
+def by_model(weights: AttachmentBatch | None, num_seqs: int) -> list[tuple[int, slice | Int64s]]:
+    """(number of a model, its sequences) for each model of a step of ``num_seqs``."""
+    if weights is None:
+        return [(0, slice(num_seqs))]
+    numbers = weights.layouts
+    return [(number, np.flatnonzero(numbers == number)) for number in np.unique(numbers).tolist()]

@@ -6,13 +6,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from scalesim.core import AgentId
 from scalesim.distance.estimates import Source
 from scalesim.distance.learned.learned import Learned
 from scalesim.errors import ConfigError, TraceError
+from scalesim.memory.geometry import PageGeometry
 from scalesim.replay.bound import page_ids
 from scalesim.replay.content import VOCAB_SIZE, tokens_of
-from scalesim.replay.hardware import CostModel, Machine, Order
+from scalesim.replay.hardware import CostModel, Order
 from scalesim.replay.knobs import Knobs
+from scalesim.replay.machine import Machine
+from scalesim.replay.models import BoundModels
 from scalesim.replay.own import hardware_of, model_of
 from scalesim.replay.workloads import Kind, generate
 from scalesim.trace.trace import Hint, TraceCall, TraceTick, with_bursts, with_truth
@@ -28,13 +32,16 @@ ADAPTER_BYTES = 77 << 20  # rank 16 on the seven linear layers of Qwen2.5-7B, bf
 class Sizes:
     """The sizes of a machine.
 
-    ``hardware`` and ``model`` are names, or paths of descriptions. ``residency`` and ``host`` are
-    the sizes of the two pools as shares of all agents' state; ``pool_bytes`` and ``host_bytes``,
-    if given, replace them. ``running`` is the most requests at once, ``link_share`` the share of
-    the link's rate, ``order`` the scheduler's. With ``adapter``, each agent has an adapter,
-    modelled as pages before its prompt. ``disk`` is the rate of a disk in bytes a second (0: there
-    is none), ``disk_bytes`` its size: four times all agents' state if not given. Raises
-    ``ConfigError`` for wrong values.
+    ``hardware`` and ``model`` are names, or paths of descriptions; ``model`` may be several of
+    them, with commas between. ``models`` is the number of models that agents use in turn, with the
+    shapes of ``model`` in turn; ``None``: as many as there are shapes. One model has its weights
+    beside the pool, several have them in its pages, and these are state like agents' own.
+    ``residency`` and ``host`` are the sizes of the two pools as shares of all state; ``pool_bytes``
+    and ``host_bytes``, if given, replace them. ``running`` is the most requests at once,
+    ``link_share`` the share of the link's rate, ``order`` the scheduler's. With ``adapter``, each
+    agent has an adapter, modelled as pages before its prompt. ``disk`` is the rate of a disk in
+    bytes a second (0: there is none), ``disk_bytes`` its size: four times all state if not given.
+    Raises ``ConfigError`` for wrong values.
     """
 
     hardware: str = "h100"
@@ -49,19 +56,30 @@ class Sizes:
     host_bytes: int | None = None
     disk: float = 0.0
     disk_bytes: int | None = None
+    models: int | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.running <= MAX_RUNNING:
             raise ConfigError(f"running={self.running}; it must be 1 to {MAX_RUNNING} requests")
+        given = len(self.model.split(","))
+        if self.models is not None and self.models < max(given, 2):
+            raise ConfigError(
+                f"--models {self.models}: it must be 2 at least, and no less than the {given} "
+                f"shapes of --model {self.model}"
+            )
+
+    @property
+    def num_models(self) -> int:
+        return self.models or len(self.model.split(","))
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """A workload or a trace to replay.
 
-    ``pages`` is the state of all agents between calls, in pages. ``ticks`` returns the same ticks
-    each time, ``sources`` the sources of predictions beside the ticks' hints. ``note`` is a remark
-    for readers of the result.
+    ``pages`` is the state of all agents between calls, in pages, and the weights of ``models``.
+    ``ticks`` returns the same ticks each time, ``sources`` the sources of predictions beside the
+    ticks' hints. ``note`` is a remark for readers of the result.
     """
 
     name: str
@@ -72,13 +90,15 @@ class Scenario:
     num_ticks: int = 0
     sources: Callable[[], Sequence[Source]] = tuple
     note: str = ""
+    models: BoundModels | None = None
 
     def machine(self, sizes: Sizes) -> Machine:
         """The machine of these sizes. Raises ``ConfigError`` if the pool cannot hold the longest
-        call."""
+        call, with the weights of its model."""
         cost = cost_of(sizes)
         geometry = cost.model.geometry()
-        longest = self.max_len // geometry.block_size + 1
+        weights = 0 if self.models is None else self.models.largest(geometry.page_bytes)
+        longest = self.max_len // geometry.block_size + 1 + weights
         device = max(int(self.pages * sizes.residency), longest)
         host = int(self.pages * sizes.host)
         if sizes.pool_bytes is not None:
@@ -87,6 +107,7 @@ class Scenario:
                 raise ConfigError(
                     f"--pool {sizes.pool_bytes} bytes hold {device} pages, and the longest call of "
                     f"{self.max_len} tokens takes {longest} ({longest * geometry.page_bytes} bytes)"
+                    + (f", {weights} of them for the largest model" if weights else "")
                 )
         if sizes.host_bytes is not None:
             host = sizes.host_bytes // geometry.page_bytes
@@ -104,13 +125,30 @@ class Scenario:
             first_tokens=self.first_tokens,
             disk_pages=disk,
             disk_bytes_per_s=sizes.disk,
+            models=self.models,
         )
 
 
 def cost_of(sizes: Sizes) -> CostModel:
-    """The cost model of these sizes. Raises ``ConfigError`` if hardware or model is neither a known
-    name nor a valid description."""
-    return CostModel(hardware_of(sizes.hardware), model_of(sizes.model))
+    """The cost model of these sizes; of several models, that of the one with the widest KV. Raises
+    ``ConfigError`` if hardware or model is neither a known name nor a valid description."""
+    shapes = map(model_of, sizes.model.split(","))
+    return CostModel(hardware_of(sizes.hardware), max(shapes, key=lambda shape: shape.token_bytes))
+
+
+def _bound(sizes: Sizes, agents: Iterable[AgentId | None]) -> BoundModels | None:
+    """The models of these sizes, used by ``agents``; ``None`` for a single model."""
+    if sizes.num_models == 1:
+        return None
+    shapes = [model_of(name) for name in sizes.model.split(",")]
+    costs = [shapes[index % len(shapes)] for index in range(sizes.num_models)]
+    return BoundModels.in_turn(costs, agents)
+
+
+def _weight_pages(models: BoundModels | None, geometry: PageGeometry) -> int:
+    if models is None:
+        return 0
+    return sum(models.num_pages(number, geometry.page_bytes) for number in models.all)
 
 
 def of_workload(kind: Kind, knobs: Knobs, sizes: Sizes, *, learned: bool = False) -> Scenario:
@@ -120,9 +158,14 @@ def of_workload(kind: Kind, knobs: Knobs, sizes: Sizes, *, learned: bool = False
     if sizes.adapter:
         first = -(-ADAPTER_BYTES // geometry.page_bytes) * geometry.block_size
     pages = knobs.pages(geometry.block_size) + knobs.agents * first // geometry.block_size
+    models = _bound(sizes, range(knobs.agents))
+    pages += (sizes.num_models - 1) * (knobs.shared // geometry.block_size)
+    pages += _weight_pages(models, geometry)
 
     def ticks() -> Iterable[TraceTick]:
         found = generate(kind, knobs, first)
+        if models is not None:
+            found = models.apart(found)
         return with_bursts(found) if knobs.hints == "exact" else found
 
     return Scenario(
@@ -133,6 +176,7 @@ def of_workload(kind: Kind, knobs: Knobs, sizes: Sizes, *, learned: bool = False
         first,
         knobs.ticks + 1,
         _learned if learned else tuple,
+        models=models,
     )
 
 
@@ -142,11 +186,17 @@ def of_trace(
     """The scenario of a trace. The trace is read whole, because the policy ``oracle`` needs the
     future. Calls without an agent leave no state; if all are such, the pool is sized for the
     running calls. Raises ``TraceError`` for a trace without calls."""
+    ticks = list(ticks)
+    agents = {call.agent: None for tick in ticks for call in tick.calls}
+    if not agents:
+        raise TraceError(f"{name} has no calls")
+    models = _bound(sizes, agents)
+    if models is not None:
+        ticks = models.apart(ticks)
     found = informed(with_truth(ticks), hints)
     calls = [call for tick in found for call in tick.calls]
-    if not calls:
-        raise TraceError(f"{name} has no calls")
-    size = cost_of(sizes).model.geometry().block_size
+    geometry = cost_of(sizes).model.geometry()
+    size = geometry.block_size
     longest = max(call.prompt_len + call.output.length for call in calls)
     last = {call.agent: call for call in calls if call.agent is not None}
     pages, note = state_pages(last.values(), size), ""
@@ -156,9 +206,10 @@ def of_trace(
             "No call names its agent, so nothing is kept for one: all policies give the same, and "
             "the pool is as large as what runs."
         )
+    pages += _weight_pages(models, geometry)
     return Scenario(
         name, lambda: found, pages, longest, 0, len(found),
-        _learned if hints == "learned" else tuple, note,
+        _learned if hints == "learned" else tuple, note, models,
     )  # fmt: skip
 
 

@@ -23,21 +23,27 @@ from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.replay.bound import Access, page_ids
 from scalesim.replay.content import sampling_key, tokens_of
 from scalesim.replay.leap import take_quiet_steps
+from scalesim.replay.models import BoundModels
 from scalesim.replay.runner import VirtualRunner
 from scalesim.requests.call import Call
 from scalesim.requests.request import Request
 from scalesim.sampling.params import SamplingParams
+from scalesim.scheduler.sequence import Phase
 from scalesim.trace.trace import Hint, TraceCall, TraceTick
 
 
 @dataclass(slots=True)
 class Log:
-    """Durations in virtual seconds: of each tick, and from each call to its first token.
-    ``accesses`` are the calls' page accesses by order of admission, if asked for."""
+    """Durations in virtual seconds: of each tick, from each call to its first token, and from its
+    first admission to a slot to its first token. ``waited`` are the ids of the sequences that
+    waited for loads, of requests with weights. ``accesses`` are the calls' page accesses by order
+    of admission, if asked for."""
 
     tick_s: list[float] = field(default_factory=list)
     first_token_s: list[float] = field(default_factory=list)
+    from_slot_s: list[float] = field(default_factory=list)
     turns: int = 0
+    waited: set[int] = field(default_factory=set)
     accesses: dict[int, Access] = field(default_factory=dict)
 
 
@@ -58,7 +64,7 @@ class Simulation:
 
     ``foresight`` replaces hints by the true times and numbers of calls. ``leap`` takes runs of
     decode steps at once. ``witness`` keeps the page accesses of every call. ``watch`` is called
-    with the log whenever calls have ended.
+    with the log whenever calls have ended. ``models`` have their weights in memory already.
     """
 
     def __init__(
@@ -70,6 +76,7 @@ class Simulation:
         leap: bool = True,
         witness: bool = False,
         watch: Callable[[Log], None] = lambda log: None,
+        models: BoundModels | None = None,
     ) -> None:
         assert isinstance(parts.runner, VirtualRunner) and isinstance(parts.link, VirtualLink)
         self.loop = EngineLoop(parts)
@@ -78,8 +85,9 @@ class Simulation:
         self.log = Log()
         self.runner, self.link = parts.runner, parts.link
         self._foresight, self._leap, self._witness = foresight, leap, witness
-        self._watch = watch
+        self._watch, self._models = watch, models
         self._pages: dict[int, int] = {}
+        self._admitted_s: dict[int, float] = {}  # by order of admission: when, of open calls
         self._ended: list[_Open] = []
         self._open: dict[AgentId | None, int] = {}  # calls under way
         self._later: dict[AgentId | None, deque[TraceCall]] = {}  # rounds to come
@@ -116,8 +124,14 @@ class Simulation:
     # -- inside a tick ------------------------------------------------------------------------
 
     def _iterate(self) -> None:
+        now_s, num_admitted = self.link.now_s, self.loop.scheduler.num_admissions
         alive = self.loop.step()
+        for admission in range(num_admitted, self.loop.scheduler.num_admissions):
+            self._admitted_s[admission + 1] = now_s
         assert alive or self._ended, f"{len(self._open)} agents wait and nothing is under way"
+        if self._models is not None:
+            running = self.loop.scheduler.slots.sequences.values()
+            self.log.waited.update(each.id for each in running if each.phase is Phase.LOADING)
         if self._leap and not self._ended:
             take_quiet_steps(self.loop, self.runner, self.link)
         ended, self._ended[:] = list(self._ended), []
@@ -134,7 +148,9 @@ class Simulation:
             params = SamplingParams(max_tokens=traced.output.length, seed=0, ignore_eos=True)
             more_calls = self._rounds_to_come(traced) if self._foresight else traced.more_calls
             request = Request(tokens, traced.agent, params, more_calls=more_calls)
-            call = Call(request, model, tokens, None)
+            call = Call(request, model, tokens)
+            if self._models is not None:
+                call.attachments = (self._models.attachment(traced.agent),)
             call.submitted_s = self.link.now_s
             _Open(traced, call, self._ended)
             calls.append(call)
@@ -150,7 +166,9 @@ class Simulation:
         sequence = call.sequence
         assert sequence is not None and call.error is None and sequence.first_step is not None
         log.turns += 1
-        log.first_token_s.append(self.runner.ended_s[sequence.first_step] - call.submitted_s)
+        first_s = self.runner.ended_s[sequence.first_step]
+        log.first_token_s.append(first_s - call.submitted_s)
+        log.from_slot_s.append(first_s - self._admitted_s.pop(sequence.admission))
         if self._witness:
             self._see(call)
         self._open[traced.agent] -= 1

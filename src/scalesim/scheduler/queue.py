@@ -69,14 +69,11 @@ class RequestQueue:
                     other.priority = FIRST
         self.preempted.sort(key=rank)
 
-    def position_of(self, agent: AgentId) -> int | None:
-        """How many sequences go before the first one of ``agent`` in the line; ``None`` if it has
-        none there. Positions beyond ``lookahead_window`` are not told apart."""
-        window = self._config.lookahead_window
-        for position, sequence in enumerate(islice(self.line, window)):
-            if sequence.agent == agent:
-                return position + len(self.preempted)
-        return window if len(self.line) > window else None
+    def upcoming(self) -> list[Sequence]:
+        """The sequences that are admitted next, in order: those that were preempted, and of the
+        line as many as may run at once, or ``lookahead_window`` if that is more."""
+        count = max(self._config.max_num_seqs, self._config.lookahead_window)
+        return [*self.preempted, *islice(self.line, count)]
 
 
 def rank(sequence: Sequence) -> tuple[float, int]:

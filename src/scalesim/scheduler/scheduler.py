@@ -47,7 +47,6 @@ class Scheduler:
         self.num_steps = self.num_admissions = 0
         self.slots = Slots(config.max_num_seqs, max_len)
         self.queue, self.running = RequestQueue(config), Running(self.slots, config, costs)
-        self.forecast = QueueForecast(self.slots, self.queue)
         self.work = ExpectedWork()
         self.finisher = Finisher(memory, self.slots, self.queue, self.running, self.work)
         self._costs = costs
@@ -63,6 +62,10 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         return len(self.queue)
+
+    @property
+    def forecast(self) -> QueueForecast:
+        return QueueForecast(self.slots, self.queue)
 
     @property
     def has_work(self) -> bool:

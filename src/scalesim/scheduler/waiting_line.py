@@ -7,9 +7,9 @@ times goes before all others from then on.
 
 from __future__ import annotations
 
+import heapq
 import math
 from bisect import bisect_left, insort
-from collections import OrderedDict
 from collections.abc import Iterator
 from itertools import chain
 
@@ -20,26 +20,27 @@ FIRST = -math.inf
 
 
 class _Level:
-    """The waiting sequences of one priority: ``by_age`` and, in the order of service,
-    ``by_work``."""
+    """The waiting sequences of one priority: ``by_id`` and, in the order of service, ``by_work``.
+    Sequences come in any order: calls that are handed in together, by their work."""
 
     def __init__(self) -> None:
-        self.by_age: OrderedDict[int, Sequence] = OrderedDict()
+        self.by_id: dict[int, Sequence] = {}
         self.by_work: list[Sequence] = []
+        self._ages: list[int] = []  # a heap of ids, also of those that left
 
     @property
     def oldest(self) -> Sequence:
-        return next(iter(self.by_age.values()))
+        while self._ages[0] not in self.by_id:
+            heapq.heappop(self._ages)
+        return self.by_id[self._ages[0]]
 
     def add(self, sequence: Sequence) -> None:
-        newest = next(reversed(self.by_age), -1)
-        self.by_age[sequence.id] = sequence
-        if sequence.id < newest:  # it waited elsewhere meanwhile
-            self.by_age = OrderedDict(sorted(self.by_age.items()))
+        self.by_id[sequence.id] = sequence
+        heapq.heappush(self._ages, sequence.id)
         insort(self.by_work, sequence, key=_order)
 
     def discard(self, sequence: Sequence) -> None:
-        if self.by_age.pop(sequence.id, None) is not None:
+        if self.by_id.pop(sequence.id, None) is not None:
             del self.by_work[bisect_left(self.by_work, _order(sequence), key=_order)]
 
 
@@ -51,7 +52,7 @@ class WaitingLine:
         self._levels: dict[float, _Level] = {}  # by priority, ascending
 
     def __len__(self) -> int:
-        return sum(len(level.by_age) for level in self._levels.values())
+        return sum(len(level.by_id) for level in self._levels.values())
 
     def __iter__(self) -> Iterator[Sequence]:
         return chain.from_iterable(level.by_work for level in self._levels.values())
@@ -67,7 +68,7 @@ class WaitingLine:
         level = self._levels.get(sequence.priority)
         if level is not None:
             level.discard(sequence)
-            if not level.by_age:
+            if not level.by_id:
                 del self._levels[sequence.priority]
 
     def first(self, count: int) -> list[Sequence]:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from scalesim.batch import Runner
@@ -131,7 +131,14 @@ class Bed:
             link=self.link,
             make_pool=make_pool,
             disk_pages=disk_pages,
+            move_pages=self._move_pages,
         )
+
+    def _move_pages(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy pages on the device, behind the steps that were launched."""
+        while self.tags.run_next():
+            pass
+        self.pages.move(sources, targets)
 
     @property
     def hostile(self) -> HostileLink | None:
@@ -154,7 +161,8 @@ class Bed:
             assert pool.num_free == pool.num_usable, f"{pool.num_used} pages are not free"
         assert not residency.transfers, residency.transfers
         assert self.hostile is None or not self.hostile.num_open, self.hostile.num_open
-        assert memory.tree.num_segments == 0, list(memory.tree)
+        left = [segment for segment in memory.tree if not segment.runs]  # weights are not removed
+        assert not left, left
         transfers = residency.transfers
         assert not (transfers.saving_pages or transfers.spilling_pages or transfers.num_demand)
         assert not memory.loading_pages

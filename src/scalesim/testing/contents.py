@@ -14,6 +14,7 @@ import numpy as np
 
 from scalesim.core import Bytes2D, Int64s, UInt64s
 from scalesim.memory.lease import AttachmentSpec
+from scalesim.memory.leases.weights import WEIGHTS
 from scalesim.memory.tree.segment import Segment
 from scalesim.memory.tree.walk import lineage
 from scalesim.testing.tags import adapter_pages, are_tags_of, lineages_of, under_adapter, view_tags
@@ -56,8 +57,8 @@ class PageReader:
         )
 
 
-def check_adapter(segment: Segment, device: Bytes2D, host: Bytes2D) -> None:
-    """Check that the pages of an adapter's segment hold exactly that adapter, on both tiers."""
+def check_pages(segment: Segment, device: Bytes2D, host: Bytes2D) -> None:
+    """Check that the pages of an adapter or of weights hold exactly that content, on both tiers."""
     want = adapter_bytes(tag_of(segment.mark), segment.num_blocks, device.shape[1])
     on_device = list(segment.device[: segment.device.valid])
     on_host = list(segment.host[: segment.host.valid])
@@ -81,16 +82,16 @@ class Paths:
     def of(self, segment: Segment) -> tuple[Int64s, UInt64s, int]:
         """Tokens and lineages ``[num_tokens]`` of the whole path, and the index at which the
         segment's own tokens begin."""
-        tokens, mark, start = b"", b"", 0
+        tokens, mark, start, digest = b"", b"", 0, None
         for node in reversed(lineage(segment)):
             if node.mark:
-                assert not mark, f"{segment}: two adapters come into force on its path"
-                mark = node.mark
-                offset = int.from_bytes(mark[-2:], "little")
-                assert offset < self._size, (segment, offset)
-                start = len(tokens) // 4 + offset
+                assert not mark, f"{segment}: two contents come into force on its path"
+                mark, digest = node.mark, node.mark[-_DIGEST:]  # of a model, from the beginning
+                if len(mark) == _DIGEST + 2:
+                    digest, offset = mark[:-2], int.from_bytes(mark[-2:], "little")
+                    assert offset < self._size, (segment, offset)
+                    start = len(tokens) // 4 + offset
             tokens += node.tokens
-        digest = mark[:-2] if mark else None
         coded, known = self._of(tokens, digest, start)
         return coded, known, (len(tokens) - len(segment.tokens)) // 4
 
@@ -107,10 +108,19 @@ class Paths:
         return coded, lineages_of(coded)
 
 
+_DIGEST = 16  # bytes
+
+
 def digest_of(tag: int) -> bytes:
-    """The digest of the adapter ``tag``."""
-    return tag.to_bytes(16, "little")
+    """The digest of the adapter ``tag``, or of the weights."""
+    return tag.to_bytes(_DIGEST, "little")
 
 
 def tag_of(digest: bytes) -> int:
-    return int.from_bytes(digest[:16], "little")
+    return int.from_bytes(digest[:_DIGEST], "little")
+
+
+def salt_of(use: AttachmentSpec | None) -> bytes:
+    """What keeps the KV of a request apart beside its adapter: the digest of its model's
+    weights."""
+    return use.digest if use is not None and use.kind == WEIGHTS else b""

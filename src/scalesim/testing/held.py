@@ -11,14 +11,16 @@ from scalesim.batch_options import AttachmentBatch
 from scalesim.core import Bytes2D
 from scalesim.errors import AdapterError
 from scalesim.memory.lease import AttachmentSpec, Lease
+from scalesim.memory.leases.adapters import ADAPTER
 from scalesim.memory.leases.block_table import BlockTable
+from scalesim.memory.leases.weights import WEIGHTS
 from scalesim.memory.links.link import PageSource
 
 
 @dataclass(frozen=True)
 class FlakySource(PageSource):
-    """The source of an adapter's pages, or a value's; reading fails while its tag is in
-    ``broken``."""
+    """The source of the pages of an adapter, of weights or of a value; reading fails while its tag
+    is in ``broken``."""
 
     tag: int
     pages: Bytes2D
@@ -26,7 +28,7 @@ class FlakySource(PageSource):
 
     def read(self) -> Bytes2D:
         if self.tag in self.broken:
-            raise AdapterError(f"adapter {self.tag} cannot be read")
+            raise AdapterError(f"content {self.tag} cannot be read")
         return self.pages
 
 
@@ -75,14 +77,18 @@ def batch_of(step: int, work: list[tuple[OpenLease, int, int]], table: BlockTabl
         table_cols=cols,
         table_pages=pages,
         page_copies=np.array(copies, np.int32).reshape(-1, 2),
-        adapters=_adapters([lease for lease, _, _ in work]),
+        adapters=_attached([lease for lease, _, _ in work], ADAPTER),
+        weights=_attached([lease for lease, _, _ in work], WEIGHTS),
     )
 
 
-def _adapters(work: list[OpenLease]) -> AttachmentBatch | None:
+def _attached(work: list[OpenLease], kind: str) -> AttachmentBatch | None:
+    """What the leases use of attachments of ``kind``."""
     columns = np.array(
         [
-            (attached[0].row, lease.use.layout, lease.use.start) if lease.use else (0, 0, 0)
+            (attached[0].row, lease.use.layout, lease.use.start)
+            if lease.use is not None and lease.use.kind == kind
+            else (0, 0, 0)
             for lease in work
             for attached in [lease.lease.attachments]
         ],

@@ -44,17 +44,23 @@ ACTS: list[Act] = [
     (0.3, "quiesce", some()),
 ]
 OF_ADAPTERS: list[Act] = [
-    (9, "load_adapter", some(9, 9)),
-    (3, "unload_adapter", some(9)),
-    (2, "break_source", some(9)),
+    (9, "adapters.load", some(9, 9)),
+    (3, "adapters.unload", some(9)),
+    (2, "adapters.break_source", some(9)),
 ]
 OF_BLOBS: list[Act] = [
-    (12, "set_blob", some(AGENTS, 9, 9, 999)),
-    (2, "delete_blob", some(AGENTS, 9)),
-    (3, "read_blobs", some(AGENTS)),
-    (1, "break_blobs", some(3)),
-    (8, "use_blobs", some(AGENTS, 99)),
+    (12, "blobs.set", some(AGENTS, 9, 9, 999)),
+    (2, "blobs.delete", some(AGENTS, 9)),
+    (3, "blobs.read", some(AGENTS)),
+    (1, "blobs.break_sources", some(3)),
+    (8, "blobs.use", some(AGENTS, 99)),
     (2, "fork", some(AGENTS, AGENTS)),
+]
+OF_MODELS: list[Act] = [
+    (4, "models.add", some(9, 40)),
+    (4, "models.use", some(AGENTS, 9)),
+    (24, "models.call", some(AGENTS, 9, 9)),
+    (1, "models.break_source", some(9)),
 ]
 OF_LASTING: list[Act] = [
     (14, "idle", some(6)),
@@ -79,7 +85,7 @@ class MemoryWalk:
     def operations(self) -> list[Operation]:
         shape = self.shape
         acts = ACTS + OF_ADAPTERS * (shape.adapters > 0) + OF_BLOBS * (shape.blobs > 0)
-        acts += OF_LASTING * shape.lasting
+        acts += OF_MODELS * (shape.models > 0) + OF_LASTING * shape.lasting
         return [*drawn(acts, self.seed, self.steps), ("quiesce", ())]
 
     def world(self, factories: Factories = OURS) -> MemoryWorld:

@@ -13,27 +13,24 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from scalesim.batch import LaunchedStep
-from scalesim.core import Bytes2D, Int64s
-from scalesim.errors import StateError
+from scalesim.core import Int64s
 from scalesim.memory.audit.integrity import check_integrity
 from scalesim.memory.image import put_image
-from scalesim.memory.kinds import ValueForm
-from scalesim.memory.lease import AttachmentSpec
-from scalesim.memory.leases.adapters import AdapterContent, adapter_spec
 from scalesim.memory.state import StateAccess
 from scalesim.memory.tree.prefix_tree import TEXT
 from scalesim.memory.tree.segment import Segment
 from scalesim.memory.tree.walk import descendants, lineage
 from scalesim.testing.bed import OURS, Bed, Factories
-from scalesim.testing.contents import PageReader, Paths, adapter_bytes, check_adapter, digest_of
-from scalesim.testing.held import FlakySource, OpenLease, batch_of
-from scalesim.testing.tags import adapter_layout
+from scalesim.testing.contents import PageReader, Paths, salt_of
+from scalesim.testing.held import OpenLease, batch_of
+from scalesim.testing.world_adapters import WorldAdapters
+from scalesim.testing.world_blobs import WorldBlobs
+from scalesim.testing.world_models import WorldModels
 from scalesim.testing.world_snapshot import WorldSnapshot
 
 AGENTS = 5
 MAX_LEASES = 6
 FAR = 1e9
-_SOURCED_TAGS = 1 << 20  # of values that have a source
 KINDS = ("own", "own", "own", "own", "extend", "repeat", "share", "template", "fresh")
 """How a request is related to earlier ones; repeated kinds are drawn more often."""
 
@@ -42,7 +39,9 @@ KINDS = ("own", "own", "own", "own", "extend", "repeat", "share", "template", "f
 class WorldShape:
     """The sizes of a world. ``host`` is the host pool's size as a share of the device pool's;
     ``disk`` is the same of the disk; ``adapters`` is the number of adapter names that come and go
-    and that requests use; ``blobs`` is the number of names under which agents keep state.
+    and that requests use; ``blobs`` is the number of names under which agents keep state;
+    ``models`` is the number of names of models that agents use beside the world's own, whose
+    weights are replaced now and then.
     ``lasting``: a walk takes snapshots, goes on from them in memory that is made anew, and forks
     all agents into a second world."""
 
@@ -55,6 +54,7 @@ class WorldShape:
     disk: float = 0.0
     blobs: int = 0
     lasting: bool = False
+    models: int = 0
 
 
 @dataclass
@@ -65,16 +65,17 @@ class MemoryWorld:
     factories: Factories = OURS
     open_leases: list[OpenLease] = field(default_factory=list)
     history: list[list[int]] = field(default_factory=list)  # tokens
-    adapters: dict[int, tuple[int, int]] = field(default_factory=dict)  # name -> (tag, pages)
     broken: set[int] = field(default_factory=set)  # tags whose source cannot be read
-    num_tags: int = 0
+    num_tags: int = 0  # so many contents were made
     is_forked: bool = False  # whether agents from ``AGENTS`` on are those of a second world
     snapshot: WorldSnapshot | None = None
-    blobs: dict[int, dict[str, Bytes2D]] = field(default_factory=dict)  # agent -> name -> pages
 
     def __post_init__(self) -> None:
         shape = self.shape
         self._begin()
+        self.adapters = WorldAdapters(self, shape.adapters, shape.pages)
+        self.blobs = WorldBlobs(self, shape.blobs, shape.pages)
+        self.models = WorldModels(self, shape.models, shape.pages)
         self.paths = Paths(shape.block_size)
         self.sound: set[int] = set()
         self.rng = random.Random(shape.seed)
@@ -116,7 +117,7 @@ class MemoryWorld:
             agent = agent % AGENTS + AGENTS
         tokens = self.prompt(agent, kind, pick, length)
         tokens = tokens[: self.shape.pages * self.shape.block_size]
-        use = self.adapter_spec(agent, pick, len(tokens))
+        use = self.models.spec(agent) or self.adapters.spec(agent, pick, len(tokens))
         blocks = -(-len(tokens) // self.shape.block_size) + spare % 3
         share = self.shape.pages // 2 if self.open_leases and pick % 2 else None
         packed = np.array(tokens, np.int32).tobytes()
@@ -125,6 +126,7 @@ class MemoryWorld:
             packed,
             blocks,
             attachments=() if use is None else (use,),
+            salt=salt_of(use),
             max_loading_pages=share,
         )
         if lease is None:
@@ -140,113 +142,12 @@ class MemoryWorld:
         )
         self.open_leases.append(OpenLease(lease, agent, tokens, slot, cached, cached, use))
 
-    # -- adapters -----------------------------------------------------------------------------
-
-    def load_adapter(self, name: int, num_pages: int) -> None:
-        """Give an adapter name new content; the old content is freed unless it is in use."""
-        if not self.shape.adapters:
-            return
-        name %= self.shape.adapters
-        self.unload_adapter(name)
-        self.num_tags += 1
-        tag, count = self.num_tags, 1 + num_pages % max(1, self.shape.pages // 3)
-        self.adapters[name] = (tag, count)
-        self._add_adapter(tag, count)
-
-    def _add_adapter(self, tag: int, count: int) -> None:
-        pages = adapter_bytes(tag, count, self.bed.device.shape[1])
-        source, layout = FlakySource(tag, pages, self.broken), adapter_layout(tag, count)
-        self.manager.add_adapter(
-            AdapterContent(digest_of(tag), layout, count, None, source, pages if tag % 2 else None)
-        )
-
-    def unload_adapter(self, name: int) -> None:
-        """Remove an adapter, also one in use: leases keep the pages that they hold."""
-        if self.shape.adapters and (found := self.adapters.pop(name % self.shape.adapters, None)):
-            self.manager.remove_adapter(digest_of(found[0]))
-
-    def break_source(self, name: int) -> None:
-        """Make the adapter's source unreadable, or readable again."""
-        if self.shape.adapters and (found := self.adapters.get(name % self.shape.adapters)):
-            self.broken ^= {found[0]}
-
-    def adapter_spec(self, agent: int, pick: int, num_tokens: int) -> AttachmentSpec | None:
-        """The adapter of a request, mostly its agent's own; active from the first token or a later
-        one."""
-        if not self.adapters or pick % 4 == 0:
-            return None
-        names = sorted(self.adapters)
-        tag, count = self.adapters[names[agent % len(names)]]
-        start = 0 if pick % 3 else pick % num_tokens
-        self.manager.bind_adapter(agent, digest_of(tag))
-        return adapter_spec(digest_of(tag), adapter_layout(tag, count), start)
-
-    # -- state of an agent's own --------------------------------------------------------------
-
-    def set_blob(self, agent: int, name: int, num_pages: int, pick: int) -> None:
-        """Give an agent a value: a new one, the one that it has with one page changed, or one of a
-        few that have a source, so that several agents have the same."""
-        if not self.shape.blobs:
-            return
-        key = str(name % self.shape.blobs)
-        count = 1 + num_pages % max(1, self.shape.pages // 3)
-        if pick % 4 == 0:
-            self._refer(agent, key, pick // 4 % 3, count)
-            return
-        rows = self.blobs.get(agent, {}).get(key)
-        if rows is None or pick % 3 == 0:
-            rows = np.zeros((count, self.bed.device.shape[1]), np.uint8)
-        rows = rows.copy()
-        rows[pick % len(rows)] = [self.rng.randrange(256) for _ in range(rows.shape[1])]
-        try:
-            written = self.state.write(agent, key, ValueForm(rows.size, "rows", ("", ())), rows)
-        except StateError as error:
-            held, usable = self.manager.blobs.num_pages, self.manager.host.num_usable
-            assert held + len(rows) > usable, (held, len(rows), usable, error)
-            return
-        if written is None:
-            assert self.manager.is_moving, f"no room for {len(rows)} pages, and nothing moves"
-        else:
-            self.blobs.setdefault(agent, {})[key] = rows
-
-    def _refer(self, agent: int, key: str, which: int, count: int) -> None:
-        tag = _SOURCED_TAGS + 100 * which + count
-        rows = adapter_bytes(tag, count, self.bed.device.shape[1])
-        form = ValueForm(rows.size, "rows", (), tag, digest_of(tag))
-        self.state.refer(agent, key, form, FlakySource(tag, rows, self.broken), rows)
-        self.blobs.setdefault(agent, {})[key] = rows
-
-    def break_blobs(self, which: int) -> None:
-        """Make the sources of some values unreadable, or readable again."""
-        first = _SOURCED_TAGS + 100 * (which % 3)
-        self.broken ^= set(range(first, first + 100))
-
-    def delete_blob(self, agent: int, name: int) -> None:
-        key = str(name % max(1, self.shape.blobs))
-        if key in self.blobs.get(agent, {}):
-            del self.blobs[agent][key]
-            self.state.remove(agent, key)
-
-    def use_blobs(self, agent: int, pick: int) -> None:
-        """Load what an agent keeps for its call at the next tick, and change a page of each value,
-        while the copies run or when they have ended."""
-        self.expect_agent(agent, self.manager.timing.now + 1)
-        self.plan()
-        self.land(pick % 4)
-        self.poll()
-        for name in list(self.blobs.get(agent, {})):
-            self.set_blob(agent, int(name), 0, 12 * pick + 1)
-
-    def read_blobs(self, agent: int) -> None:
-        """Read what an agent keeps, wherever it lies."""
-        for name, rows in self.blobs.get(agent, {}).items():
-            found = self.state.read(agent, name).rows
-            if found is None:
-                assert self.manager.blobs.find(agent, name).source is not None, (agent, name)
-            else:
-                assert (found == rows).all(), (agent, name)
-
     # -- prompts ------------------------------------------------------------------------------
+
+    def new_tag(self) -> int:
+        """The tag of a content that was not there before."""
+        self.num_tags += 1
+        return self.num_tags
 
     def prompt(self, agent: int, kind: str, pick: int, length: int) -> list[int]:
         """The tokens of a prompt; ``kind`` tells how they are related to earlier requests."""
@@ -383,23 +284,26 @@ class MemoryWorld:
         self.manager.tick(now, 0.001 * ticks or None)
 
     def fork(self, parent: int, child: int) -> None:
-        if self.shape.blobs:  # the child of a fork is new
+        if self.shape.blobs or self.shape.models:  # the child of a fork is new
             if parent == child:
                 return
             self.forget_agent(child)
-            self.blobs[child] = dict(self.blobs.get(parent, {}))
+            self.blobs.fork(parent, child)
+            self.models.fork(parent, child)
         self.manager.fork(parent, child)
 
     def drop_agent(self, agent: int) -> None:
         is_busy = any(opened.agent == agent for opened in self.open_leases)
-        if not is_busy and not self.blobs.get(agent):
+        if not is_busy and not self.blobs.has_any(agent):
+            self.models.forget(agent)
             self.manager.owners.drop(agent)
 
     def forget_agent(self, agent: int) -> None:
         """Forget an agent at any moment: with open leases, or with loads and saves in flight."""
         before = {segment for segment in self.manager.tree if not segment.owners}
         self.manager.forget(agent)
-        self.blobs.pop(agent, None)
+        self.blobs.forget(agent)
+        self.models.forget(agent)
         assert agent not in self.manager.owners.agents
         for segment in self.manager.tree:
             assert all(owner.id != agent or owner.is_forgotten for owner in segment.owners)
@@ -410,7 +314,8 @@ class MemoryWorld:
         before = {segment for segment in self.manager.tree if not segment.owners}
         for agent in list(self.manager.owners.agents):
             self.manager.forget(agent)
-        self.blobs.clear()
+        self.blobs.forget_all()
+        self.models.forget_all()
         self._check_orphans(before)
 
     def fork_world(self) -> None:
@@ -450,8 +355,8 @@ class MemoryWorld:
 
     def restart(self) -> None:
         """Go on from the snapshot, or from this moment if there is none, in memory that is made
-        anew: all that came after it is lost. Not where agents keep state."""
-        if self.shape.blobs:
+        anew: all that came after it is lost. Not where agents keep state, or use models."""
+        if self.shape.blobs or self.shape.models:
             return
         self.look()
         self.copy_blocks(10**6)
@@ -461,8 +366,7 @@ class MemoryWorld:
         self.snapshot = None
         self.broken.clear()
         self._begin()
-        for tag, count in self.adapters.values():
-            self._add_adapter(tag, count)
+        self.adapters.restore()
         bed = self.bed
         put_image(self.manager, image, lambda at, most: pages[at][:most], bed.pages, bed.store)
         self.is_forked = not {agent.id for agent in image.agents} <= {*range(AGENTS)}
@@ -524,12 +428,8 @@ class MemoryWorld:
             self.release(0, True)
         self.drain()
         self.check()
-        for name in list(self.adapters):
-            self.unload_adapter(name)
-        for agent, names in self.blobs.items():
-            for blob in names:
-                self.state.remove(agent, blob)
-        self.blobs.clear()
+        self.adapters.unload_all()
+        self.blobs.delete_all()
         self.manager.clear()
         self.check()
         self.bed.check_all_free()
@@ -564,9 +464,8 @@ class MemoryWorld:
             device.add(segment, segment.device[: segment.device.valid], tokens, known, start)
             host.add(segment, segment.host[: segment.host.valid], tokens, known, start)
             disk.add(segment, segment.disk[: segment.disk.valid], tokens, known, start)
-        for segment in tree.root("adapters").children.values():
-            check_adapter(segment, bed.device, bed.host)
-        self._check_blobs()
+        for kind in (self.adapters, self.models, self.blobs):
+            kind.check()
         for opened in self.open_leases:
             if opened.lease.is_ready:
                 pages = [p for s in reversed(lineage(opened.lease.end)) for p in s.device]
@@ -575,27 +474,6 @@ class MemoryWorld:
         device.check("device")
         host.check("host")
         disk.check("disk")
-
-    def _check_blobs(self) -> None:
-        """Check the bytes of each agent's state on each tier, and that nothing else is kept."""
-        bed, books, kept = self.bed, self.manager.blobs, set()
-        assert set(books.agents()) == {agent for agent, names in self.blobs.items() if names}
-        for agent, names in self.blobs.items():
-            assert names.keys() == books.of(agent).keys(), (agent, names.keys(), books.of(agent))
-            for name, rows in names.items():
-                blob = books.find(agent, name)
-                segment = blob.segment
-                kept.add(segment)
-                assert agent in {owner.id for owner in segment.owners}, (agent, name, segment)
-                assert blob.source is not None or segment.host.valid == len(rows), segment
-                for tier, pool in (("device", bed.device), ("host", bed.host)):
-                    run = getattr(segment, tier)
-                    there = list(run[: run.valid])
-                    assert (pool[there] == rows[: len(there)]).all(), f"{segment} on the {tier}"
-        roots = self.manager.tree.root("blobs"), self.manager.tree.root("sourced blobs")
-        found = {segment for root in roots for segment in root.children.values()}
-        left = [segment for segment in found - kept if segment.owners or not segment.is_moving]
-        assert not left, f"{left} are nobody's"
 
     def _written(self, opened: OpenLease) -> int:
         """The number of tokens whose KV is in the pages of ``opened`` now."""

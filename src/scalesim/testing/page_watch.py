@@ -25,6 +25,7 @@ from scalesim.memory.links.link import WAYS, Copies, Link, LinkAround
 from scalesim.memory.pools.page_access import PageAccess, PoolName
 from scalesim.memory.pools.page_pool import MakePool, Pool
 from scalesim.testing.races import Races, VectorClock, join
+from scalesim.testing.tags import weight_pages
 
 HOST, COMPUTE = "host", "compute"
 
@@ -125,7 +126,7 @@ class PageWatch:
                 written[pages[places // self._size], places % self._size] = True
                 reads.update(pages.tolist())
                 self._expect_written(label, row, pages, end)
-        for pages in self._adapters(batch):
+        for pages in self._attached(batch):
             reads.update(pages.tolist())
             self._expect_written(label, 0, pages, len(pages) * self._size)
         self._touch("device", sorted(writes), COMPUTE, clock, label, is_write=True)
@@ -135,12 +136,21 @@ class PageWatch:
         self._host[HOST] += 1
         join(self._host, self._steps.pop(step))
 
-    def _adapters(self, batch: Batch) -> list[Int64s]:
-        """The pages of each adapter in use, as the tag runner numbers layouts."""
-        if batch.adapters is None:
-            return []
-        pairs = zip(batch.adapters.rows.tolist(), batch.adapters.layouts.tolist(), strict=True)
-        return [self._table[row, : layout & 255] for row, layout in {*pairs} if row]
+    def _attached(self, batch: Batch) -> list[Int64s]:
+        """The pages of each adapter and of all weights in use, as the tag runner numbers
+        layouts."""
+        found = []
+        for attached in (batch.adapters, batch.weights):
+            if attached is None:
+                continue
+            pairs = zip(attached.rows.tolist(), attached.layouts.tolist(), strict=True)
+            for row, layout in {pair for pair in pairs if pair[0]}:
+                pages = self._table[row, : layout & 255]
+                if attached is batch.weights:
+                    heads = pages.tolist()
+                    pages = np.array(weight_pages(layout >> 8, layout & 255, heads), np.int64)
+                found.append(pages)
+        return found
 
     def _expect_written(self, label: str, row: int, pages: Int64s, end: int) -> None:
         places = self._written["device"][pages].reshape(-1)[:end]
@@ -195,6 +205,16 @@ class PageWatch:
         else:
             _, to = WAYS[copies.direction]
             self._written[to][list(copies.pages(to))] = False
+
+    def moves(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Note that device pages are copied, once all steps that were launched are over. Blocks
+        that are not full are copied as they are."""
+        self._host[HOST] += 1
+        join(self._host, self._compute)
+        label, written = f"move of device pages {list(sources)}", self._written["device"]
+        self._touch("device", sources, HOST, self._host, label, is_write=False)
+        self._touch("device", targets, HOST, self._host, label, is_write=True)
+        written[list(targets)] = written[list(sources)]
 
     # -- the host's own accesses --------------------------------------------------------------
 
@@ -301,8 +321,7 @@ class WatchedPages:
         self._access.write(place, pages, rows)
 
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        self._watch.accesses("device", sources, is_write=False)
-        self._watch.accesses("device", targets, is_write=True)
+        self._watch.moves(sources, targets)
         self._access.move(sources, targets)
 
 

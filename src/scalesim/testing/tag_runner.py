@@ -37,6 +37,7 @@ from scalesim.testing.tags import (
     page_bytes_for,
     seals,
     view_tags,
+    weight_pages,
     words,
 )
 
@@ -134,8 +135,9 @@ class TagRunner:
         written = self._places(rows, positions)
         if self.verify != "off":
             self._check_writes(rows, positions, written)
-            if batch.adapters is not None:
-                self._check_adapters(batch, batch.adapters)
+            for attached in (batch.adapters, batch.weights):
+                if attached is not None:
+                    self._check_attached(batch, attached)
         self._tags[written] = self._new_tags(batch, counts, positions)
         contexts = positions[batch.query_start[1:] - 1] + 1
         lineages, bad = self._attend(batch, readers, contexts)
@@ -208,24 +210,28 @@ class TagRunner:
     def _under_adapters(
         self, batch: Batch, tokens: Int64s, owner: Int64s, positions: Int64s | Int32s
     ) -> Int64s:
-        """``tokens`` as tags store them under the adapter of each ``owner``; all are ``[n]``."""
-        if batch.adapters is None:
-            return tokens
-        tags = np.where(batch.adapters.rows > 0, batch.adapters.layouts.astype(np.int64) >> 8, 0)
-        in_force = positions >= batch.adapters.starts[owner]
-        return tokens + np.where(in_force, tags[owner] << 32, 0)
+        """``tokens`` as tags store them under the adapter or model of each ``owner``; all are
+        ``[n]``."""
+        for attached in (batch.adapters, batch.weights):
+            if attached is not None:
+                tags = np.where(attached.rows > 0, attached.layouts.astype(np.int64) >> 8, 0)
+                in_force = positions >= attached.starts[owner]
+                tokens = tokens + np.where(in_force, tags[owner] << 32, 0)
+        return tokens
 
-    def _check_adapters(self, batch: Batch, adapters: AttachmentBatch) -> None:
-        """Check that the pages in each adapter's row hold that adapter."""
-        for row, layout in {*zip(adapters.rows.tolist(), adapters.layouts.tolist(), strict=True)}:
+    def _check_attached(self, batch: Batch, attached: AttachmentBatch) -> None:
+        """Check that the pages in each row hold that adapter, or those weights."""
+        for row, layout in {*zip(attached.rows.tolist(), attached.layouts.tolist(), strict=True)}:
             if row:
                 tag, count = layout >> 8, layout & 255
-                pages = self.table[row, :count]
+                pages = self.table[row, :count].tolist()
+                if attached is batch.weights:
+                    pages = weight_pages(tag, count, pages)
                 found = self.pages[pages] == adapter_pages(tag, count, self.pages.shape[1])
                 if not found.all():
                     block = int((~found.all(axis=1)).nonzero()[0][0])
                     raise TagError(
-                        f"step {batch.step}: adapter {tag}, row {row}: page {pages[block]} does "
+                        f"step {batch.step}: content {tag}, row {row}: page {pages[block]} does "
                         f"not hold its block {block} of {count}"
                     )
 

@@ -77,8 +77,24 @@ def adapter_layout(tag: int, num_pages: int) -> int:
     return tag << 8 | num_pages
 
 
+def weight_runs(tag: int, num_pages: int) -> tuple[int, ...]:
+    """The pages of each part of the weights ``tag``: one part or two."""
+    part = -(-num_pages // (1 + tag % 2))
+    return tuple(min(part, num_pages - start) for start in range(0, num_pages, part))
+
+
+def weight_pages(tag: int, num_pages: int, heads: Sequence[int]) -> list[int]:
+    """The pages of the weights ``tag``, whose parts begin at ``heads``."""
+    return [
+        page
+        for head, length in zip(heads, weight_runs(tag, num_pages), strict=False)
+        for page in range(head, head + length)
+    ]
+
+
 def under_adapter(tokens: Int64s, tag: int, start: int = 0) -> Int64s:
-    """``tokens`` as tags store them if the adapter ``tag`` is active from position ``start`` on."""
+    """``tokens`` as tags store them if the adapter, or model, ``tag`` is active from position
+    ``start`` on."""
     coded = tokens.copy()
     coded[start:] += tag << 32
     return coded

@@ -9,12 +9,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Protocol
 
 from scalesim.testing.bed import OURS, Factories
 
 Operation = tuple[str, tuple[Any, ...]]
-"""The name of one of the world's operations, and its arguments."""
+"""The name of one of the world's operations (or, with a dot, of one of its parts'), and its
+arguments."""
 
 Draw = Callable[[random.Random], tuple[Any, ...]]
 Act = tuple[float, str, Draw]
@@ -45,7 +47,7 @@ def drawn(acts: Sequence[Act], seed: int, count: int) -> list[Operation]:
 def play(world: Any, operations: Sequence[Operation]) -> Iterator[int]:
     """Run each operation and check the world after it; yields the number of operations so far."""
     for done, (name, arguments) in enumerate(operations, 1):
-        getattr(world, name)(*arguments)
+        attrgetter(name)(world)(*arguments)
         world.check()
         yield done
 

@@ -7,7 +7,7 @@ freed longest ago; here what is used last goes first, and blocks that hold nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from scalesim.order.key_table import KeyTable
@@ -42,8 +42,7 @@ class NextUseQueue:
         self._holding: dict[Key, Any] = {}  # free blocks by what they hold
         self._keys: dict[int, Key] = {}  # of the same blocks, by block id
         self._empty: dict[int, Any] = {}  # free blocks that hold nothing, or a second copy
-        for block in queue.get_all_free_blocks():
-            self._enter(block)
+        self._enter(queue.get_all_free_blocks())
 
     def __getattr__(self, name: str) -> Any:
         """What only reads the queue is the inner queue's, in its order."""
@@ -105,26 +104,27 @@ class NextUseQueue:
     def append(self, block: DeviceBlock) -> None:
         """Put ``block`` back."""
         self.queue.append(block)
-        self._enter(block)
+        self._enter((block,))
 
     def append_n(self, blocks: list[Any]) -> None:
         """Put ``blocks`` back."""
         self.queue.append_n(blocks)
-        for block in blocks:
-            self._enter(block)
+        self._enter(blocks)
 
     def prepend_n(self, blocks: list[Any]) -> None:
         """Put ``blocks`` back; vLLM puts those in front that hold nothing, as is the case here
         wherever they are put."""
         self.queue.prepend_n(blocks)
-        for block in blocks:
-            self._enter(block)
+        self._enter(blocks)
 
-    def _enter(self, block: DeviceBlock) -> None:
-        key = block.block_hash
-        if key is None or key in self._holding:
-            self._empty[block.block_id] = block
-            return
-        self._holding[key] = block
-        self._keys[block.block_id] = key
-        self._order.add(key)
+    def _enter(self, blocks: Iterable[DeviceBlock]) -> None:
+        holding, news = self._holding, []
+        for block in blocks:
+            key = block.block_hash
+            if key is None or key in holding:
+                self._empty[block.block_id] = block
+                continue
+            holding[key] = block
+            self._keys[block.block_id] = key
+            news.append(key)
+        self._order.add_all(news)

@@ -9,6 +9,7 @@ as well is a spare copy, and leaves before any that only the host has.
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -141,10 +142,11 @@ class HostTier:
         self._alone.discard(key)
         self._spare.discard(key)
 
-    def device_changed(self, key: Key) -> None:
-        """The device has a copy of ``key`` now, or none any more."""
-        if key in self._spare or key in self._alone:
-            self.mark_evictable(key)
+    def device_changed(self, keys: Iterable[Key]) -> None:
+        """The device has copies of ``keys`` now, or none any more."""
+        for key in keys:
+            if key in self._spare or key in self._alone:
+                self.mark_evictable(key)
 
     # -- what leaves -----------------------------------------------------------------------------
 
@@ -175,18 +177,27 @@ class HostTier:
         """Of ``keys``, which stand in the order of their next use, the first ones that find room:
         what is free, spare copies, and what leaves before them. What leaves for them is set aside
         for ``evict``, until ``put_back``."""
-        num_chosen = min(len(keys), max(0, self.num_free))
-        for key in keys[num_chosen:]:
-            victim = self._spare.pop()
-            if victim is None:
-                victim = self._alone.peek()
-                if victim is None or not self.board.keys.leaves_before(victim, key):
-                    break
-                self._alone.discard(victim)
-            self._set_aside.append(victim)
-            num_chosen += 1
-        self.num_refused += len(keys) - num_chosen
-        return list(keys[:num_chosen])
+        num_free = min(len(keys), max(0, self.num_free))
+        rest = keys[num_free:]
+        victims = self._spare.take(len(rest))
+        victims += self._take_before(rest[len(victims) :])
+        self._set_aside += victims
+        self.num_refused += len(rest) - len(victims)
+        return list(keys[: num_free + len(victims)])
+
+    def _take_before(self, keys: Sequence[Key]) -> list[Key]:
+        """Take of the chunks that only the host has, the first ones, each of which leaves before
+        its counterpart in ``keys``."""
+        first, leaves_before = self._alone.peek(), self.board.keys.leaves_before
+        if not keys or first is None or not leaves_before(first, keys[0]):
+            return []
+        victims = self._alone.take(len(keys))
+        # these are used ever sooner, and ``keys`` ever later
+        count = bisect_left(
+            range(len(victims)), True, key=lambda at: not leaves_before(victims[at], keys[at])
+        )
+        self._alone.add_all(victims[count:])
+        return victims[:count]
 
     def put_back(self) -> None:
         """What was set aside and has not left stays."""
@@ -199,8 +210,7 @@ class HostTier:
         use, now = self.board.use_behind(call), self.board.clock.now
         victims = self._alone.take(limit, set(keys))
         uses = [self.board.keys.next_use(key) for key in victims]
-        for key in victims:
-            self._alone.add(key)
+        self._alone.add_all(victims)
         return sum(other is not None and use.sooner_than(other, now) for other in uses)
 
     def evict(self, n: int, protected: set[Any]) -> list[tuple[Any, Any]] | None:

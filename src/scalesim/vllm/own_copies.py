@@ -41,14 +41,14 @@ class OwnCopies:
         self._next_job = FIRST_JOB
         self._readers: dict[int, set[int]] = {}  # by device block: vLLM's stores that read it
         self._stores: dict[int, list[int]] = {}  # vLLM's stores under way, and their blocks
-        self._flush: set[int] = set()
+        self.to_flush: set[int] = set()  # jobs, before the next step
 
     def __len__(self) -> int:
         return len(self._copies)
 
     def has_work(self) -> bool:
         """Whether something is under way, or must be told to the workers."""
-        return bool(self._copies or self._flush)
+        return bool(self._copies or self.to_flush)
 
     def note_stores(self, jobs: dict[int, Any]) -> None:
         """vLLM's stores of this step."""
@@ -63,20 +63,20 @@ class OwnCopies:
         job_id = self._number(copy)
         device = self._device_spec(keys, blocks)
         meta.store_jobs[job_id] = compat.TransferJob(OWN_REQUEST + str(job_id), device, host)
-        self._flush.add(job_id)
+        self.to_flush.add(job_id)
 
     def load(self, meta: Any, context: Any, keys: list[Any], blocks: list[Any], host: Any) -> None:
         """Copy from ``host`` into ``blocks``, once nothing reads them any more."""
         for block in blocks:
-            self._flush.update(self._readers.get(block.block_id, ()))
+            self.to_flush.update(self._readers.get(block.block_id, ()))
         job_id = self._number(OwnCopy(context, keys, blocks, False, self._num_workers))
         device = self._device_spec(keys, blocks)
         meta.load_jobs[job_id] = compat.TransferJob(OWN_REQUEST + str(job_id), host, device)
 
     def flush_into(self, meta: Any) -> None:
         """Tell the workers what must end before this step."""
-        meta.jobs_to_flush.update(self._flush)
-        self._flush.clear()
+        meta.jobs_to_flush.update(self.to_flush)
+        self.to_flush.clear()
 
     def completed(self, jobs: dict[int, int]) -> list[OwnCopy]:
         """Take out of ``jobs`` (how many workers have ended a copy) what is not vLLM's, and return
@@ -99,7 +99,7 @@ class OwnCopies:
     def reset(self) -> None:
         """The caches are emptied: what is under way brings nothing any more. Loads stay until they
         have ended, since their blocks are taken."""
-        self._flush.update(self._copies)
+        self.to_flush.update(self._copies)
         self._copies = {job: copy for job, copy in self._copies.items() if not copy.is_store}
         for copy in self._copies.values():
             copy.is_stale = True

@@ -84,7 +84,9 @@ class SchedulerSide:
         self._loading: set[Any] = set()  # keys of loads under way
         self._requests: dict[str, OpenRequest] = {}
         self.adapters = AgentAdapters(self.board)
+        self._prefetches = tier is not None and settings.prefetch_agents > 0
         self._may_prefetch = False  # something changed since loads were planned last
+        self._lacks_room = False  # these left something out
         if settings.learn:
             self.board.listen(Learned())
 
@@ -120,7 +122,7 @@ class SchedulerSide:
         if hint.agent is not None and (request.lora_request is not None or self.adapters):
             self.adapters.note(hint.agent, request.lora_request)
         self._use(request)
-        self._may_prefetch = True
+        self._may_prefetch = self._prefetches
 
     def end(self, request: Any) -> None:
         """A request is over; its blocks are not yet free."""
@@ -128,9 +130,8 @@ class SchedulerSide:
         self.board.end(request.request_id)
         known = self._requests.pop(request.request_id)
         if self.tier is not None and known.held is not None:
-            for key in known.keys[known.held :]:
-                self.tier.device_changed(key)
-        self._may_prefetch = True
+            self.tier.device_changed(known.keys[known.held :])
+        self._may_prefetch = self._prefetches
 
     def _known(self, request: Any) -> OpenRequest:
         known = self._requests.get(request.request_id)
@@ -190,12 +191,12 @@ class SchedulerSide:
     ) -> None:
         """Agents call next at these times, or in so many ticks."""
         self.board.expect(times, confidence, absolute=absolute)
-        self._may_prefetch = True
+        self._may_prefetch = self._prefetches
 
     def tick(self, n: float, to: float | None) -> None:
         """Move the clock."""
         self.board.tick(n, to=to)
-        self._may_prefetch = True
+        self._may_prefetch = self._prefetches
 
     def forget(self, agents: Sequence[AgentId]) -> int:
         """These agents will not call again. Returns how many of them there were."""
@@ -221,14 +222,18 @@ class SchedulerSide:
     def after_schedule(self, meta: Any) -> None:
         """Add this side's jobs to ``meta``, which the workers get: the step's blocks are chosen,
         and nothing is overwritten yet."""
-        self._copies.note_stores(meta.store_jobs)
-        self._prefetch(meta)
-        self._save(meta)
-        self._copies.flush_into(meta)
+        if meta.store_jobs:
+            self._copies.note_stores(meta.store_jobs)
+        if self._may_prefetch:
+            self._prefetch(meta)
+        if self._evicted:
+            self._save(meta)
+        if self._copies.to_flush:
+            self._copies.flush_into(meta)
 
     def has_work(self) -> bool:
         """Whether the engine must go on stepping although nothing runs."""
-        return self._copies.has_work() or self._wants_prefetch()
+        return self._may_prefetch or self._copies.has_work()
 
     def completed(self, jobs: dict[int, int]) -> None:
         """Take out of ``jobs`` (how many workers have ended a copy) what is this side's."""
@@ -249,15 +254,14 @@ class SchedulerSide:
     def _save(self, meta: Any) -> None:
         """Copy to the host what the step takes from the device, as far as the host has room for it
         or keeps something that is used later."""
-        if not self._evicted:
-            return
         evicted, self._evicted = self._evicted, {}
         self.counts.evicted_blocks += len(evicted)
         tier = self.tier
         lost = {key: block for key, block in evicted.items() if not self._on_device(key)}
         if tier is not None:
-            for key in [key for key in lost if key in tier.chunks]:
-                tier.device_changed(key)
+            there = [key for key in lost if key in tier.chunks]
+            tier.device_changed(there)
+            for key in there:
                 del lost[key]
             for group in self._groups:
                 keys = [key for key in lost if lost[key] is not None and group_of(key) == group]
@@ -281,15 +285,10 @@ class SchedulerSide:
 
     # -- loads -----------------------------------------------------------------------------------
 
-    def _wants_prefetch(self) -> bool:
-        return self._may_prefetch and self.tier is not None and self.settings.prefetch_agents > 0
-
     def _prefetch(self, meta: Any) -> None:
         """Load what the agents that call next lack on the device, the soonest first, as far as that
-        displaces nothing that is used sooner. Again when something has changed."""
-        if not self._wants_prefetch():
-            return
-        self._may_prefetch = False
+        displaces nothing that is used sooner."""
+        self._may_prefetch = self._lacks_room = False
         assert self.tier is not None and self._queue is not None
         for owner in self.board.soonest(self.settings.prefetch_agents):
             keys = self._missing(owner.expected)
@@ -301,6 +300,7 @@ class SchedulerSide:
             for group in self._groups:
                 self._load(meta, [key for key in keys[:room] if group_of(key) == group])
             if room < len(keys):
+                self._lacks_room = True
                 return
 
     def _missing(self, path: Sequence[Any]) -> list[Any]:
@@ -338,4 +338,4 @@ class SchedulerSide:
                 cache_block(self._pool, block, key, num_tokens)
             self.manager.complete_load(copy.keys, copy.context)
         self._pool.free_blocks(reversed(copy.blocks))
-        self._may_prefetch = True
+        self._may_prefetch = self._may_prefetch or self._lacks_room

@@ -29,6 +29,10 @@ class LoadOrRecompute:
         was measured."""
         return self._timing.prefill_s(blocks * self._block_size)
 
+    def load_s(self, blocks: int) -> float:
+        """Seconds that ``blocks`` blocks take on the link to the device."""
+        return seconds_at(self._link.rate("in"), blocks * self._page_bytes)
+
     def num_worth_loading(self, blocks: int, needed_s: float = 0.0) -> int:
         """How many of ``blocks`` blocks, from the first on, to load for a request that starts in
         ``needed_s`` seconds.

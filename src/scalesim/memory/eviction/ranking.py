@@ -13,7 +13,7 @@ pages.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from scalesim.memory.eviction.lazy_heap import LazyHeap
@@ -34,7 +34,7 @@ class EvictionRanking:
 
     The orders of the host and of the disk are kept only from the first time on that the host pool
     runs short. ``num_clean`` counts the host pages that can be freed without loss: their content is
-    on the disk.
+    on the disk. ``num_unpinned``: how often a segment lost its last pin.
     """
 
     def __init__(self, tree: PrefixTree, policy: Policy, timing: Timing) -> None:
@@ -48,9 +48,10 @@ class EvictionRanking:
         self._on_disk: LazyHeap[Segment] = LazyHeap()
         self._crowds: dict[Segment, LazyHeap[AgentState]] = {}  # owners with a next use
         self._clean_pages: dict[Segment, int] = {}
-        self.num_clean = 0
+        self.num_clean = self.num_unpinned = 0
         self._host_is_short = self._spills = False
         self._changed: dict[Segment, None] = {}  # since the last update
+        self._horizon: tuple[float, int] | None = None  # of those that are served next, the last
         self._seq = 0
 
     def segments(self) -> list[Segment]:
@@ -78,17 +79,27 @@ class EvictionRanking:
         time, seq = self.owners_next_use(segment)
         return NextUse(time, seq, segment.last_use, segment.last_seq)
 
+    def look_to(self, upcoming: Sequence[AgentState]) -> None:
+        """``upcoming`` are the agents that are served next, before many more; empty if no more
+        wait."""
+        uses = [(each.next_use, each.next_seq) for each in upcoming if each.next_use is not None]
+        self._horizon = max(uses, default=None)
+
     def may_displace(self, ahead_of: NextUse, next_use: NextUse) -> bool:
         """Whether state that is moved ahead of one use may displace what has another one: only if
-        that is needed at a later move of the clock, or if it is not known.
+        that is needed at a later move of the clock, or if it is not known; or if many wait, and the
+        one is served among the next and the other behind all of these.
 
-        Of two that are needed at the same move neither displaces the other, whoever is said to come
-        first: the displaced one would be loaded again, while what is resident can be served first.
+        Else of two that are needed at the same move neither displaces the other, whoever is said to
+        come first: the displaced one would be loaded again, while what is resident can be served
+        first.
         """
-        now = self.timing.now
+        now, horizon = self.timing.now, self._horizon
         if next_use.time is None:
             return ahead_of.sooner_than(next_use, now)
-        return next_use.distance(now) - ahead_of.distance(now) > 0.5 * self.timing.move
+        if next_use.distance(now) - ahead_of.distance(now) > 0.5 * self.timing.move:
+            return True
+        return horizon is not None and ahead_of[:2] <= horizon < next_use[:2]
 
     def owners_next_use(self, segment: Segment) -> tuple[float | None, int]:
         """The soonest next use of the owners of ``segment``, and the sequence number of the event
@@ -171,6 +182,7 @@ class EvictionRanking:
     def unpin(self, segment: Segment) -> None:
         """Unpin ``segment`` for a lease."""
         if segment.unpin():
+            self.num_unpinned += 1
             self.refresh(segment)
 
     # -- the next victim -------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from scalesim.memory.leases.waiters import LoadWaiters
 from scalesim.memory.owners import Owners
 from scalesim.memory.residency import Residency
 from scalesim.memory.tree.owner import AgentState
+from scalesim.memory.tree.page_runs import any_comes_in_parts
 from scalesim.memory.tree.segment import Segment
 from scalesim.memory.tree.walk import lineage
 
@@ -54,11 +55,12 @@ class Admission:
         """See ``MemoryManager.acquire``. What is on the disk and finds no room on the host is
         computed again."""
         found = self.lookup.find(tokens, num_blocks, attachments, salt, recall=recall)
-        if (
+        is_too_much = (
             found.must_wait
             and max_loading_pages is not None
             and self.waiters.num_pages + found.num_new_pages > max_loading_pages
-        ):
+        )
+        if is_too_much or any_comes_in_parts(found.attached):
             self._merge_back(found.cached_end)
             return None
         state = None if agent is None else self.owners.agent(agent)

@@ -9,7 +9,7 @@ and what their pages hold, is known only to the kind: see ``AdapterPages``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from scalesim.memory.lease import WEIGHTS, Attachment, AttachmentSpec, Lease
 from scalesim.memory.leases.block_table import BlockTable
@@ -24,6 +24,26 @@ class AttachmentKind(Protocol):
     def segment(self, digest: bytes) -> Segment:
         """The segment of the content with this digest. Raises ``AttachmentError`` if there is
         none."""
+
+
+class Missing(NamedTuple):
+    """What of attachments is not on the device: ``num_pages``, the places of their ``runs`` among
+    these (offset, length), and whether a request has to wait for any of it."""
+
+    num_pages: int
+    runs: list[tuple[int, int]]
+    must_wait: bool
+
+
+def missing_of(attached: Iterable[Segment]) -> Missing:
+    """What of ``attached`` has to be loaded, or is on its way."""
+    num_pages, runs, must_wait = 0, list[tuple[int, int]](), False
+    for segment in attached:
+        if segment.runs:
+            runs += ((num_pages + at, length) for at, length in segment.missing_runs)
+        num_pages += segment.num_missing
+        must_wait = must_wait or segment.num_missing > 0 or segment.device.transfer is not None
+    return Missing(num_pages, runs, must_wait)
 
 
 class Attachments:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from scalesim.memory.lease import AttachmentSpec
-from scalesim.memory.leases.attachments import Attachments, branch_of
+from scalesim.memory.leases.attachments import Attachments, branch_of, missing_of
 from scalesim.memory.leases.paths import (
     Path,
     above_disk,
@@ -47,34 +47,31 @@ class PrefixLookup:
         recall: bool = True,
     ) -> PrefixMatch:
         """What a request for ``num_blocks`` blocks in all would use; without ``recall``, nothing
-        that is on the disk only. May split segments. Raises ``AttachmentError`` for an attachment
-        that does not exist."""
-        size = self._tree.block_size
-        root = self._tree.root(TEXT)
+        that is on the disk only. Raises ``AttachmentError`` for an attachment that is not there."""
+        size, root = self._tree.block_size, self._tree.root(TEXT)
         num_tokens = len(tokens) // TOKEN_BYTES
         branch = branch_of(specs, salt, size)
         path = usable(self._tree.match(root, tokens, (num_tokens - 1) // size, branch))
-        cached_end, path = self._worth_having(path, root, recall)
+        attached = self._attachments.find(specs)
+        cached_end, path = self._worth_having(path, root, recall, attached)
         num_to_load, num_to_recall = num_missing(path), num_disk_only(path)
         path = self._split_moving(path)
         num_shared = sum(count for _, count in path)
         must_wait = num_to_load > 0 or any(segment.device.transfer for segment, _ in path)
-        attached, num_attachment_pages = self._attachments.find(specs), 0
-        runs: list[tuple[int, int]] = []
-        for segment in attached:
-            if segment.runs:
-                runs += ((num_attachment_pages + at, n) for at, n in segment.missing_runs)
-            num_attachment_pages += segment.num_missing
-            must_wait = must_wait or segment.num_missing > 0 or segment.device.transfer is not None
-        num_new_pages = num_blocks - num_shared + num_to_load + num_attachment_pages
+        missing = missing_of(attached)
+        num_new_pages = num_blocks - num_shared + num_to_load + missing.num_pages
         return PrefixMatch(
             root, path, cached_end, branch, num_tokens, num_shared, num_to_load, num_to_recall,
-            specs, attached, num_attachment_pages, runs, num_new_pages, must_wait,
+            specs, attached, missing.num_pages, missing.runs, num_new_pages,
+            must_wait or missing.must_wait,
         )  # fmt: skip
 
-    def _worth_having(self, path: Path, root: Segment, recall: bool) -> tuple[Segment | None, Path]:
+    def _worth_having(
+        self, path: Path, root: Segment, recall: bool, attached: Sequence[Segment]
+    ) -> tuple[Segment | None, Path]:
         """The part of ``path`` to use, and the end of all of ``path`` if that is longer: what is
-        on the disk, and then what is on the host, is left out if computing it again is sooner."""
+        on the disk, and then what is on the host, is left out if computing it again is sooner. The
+        request starts no sooner than ``attached`` has come."""
         worth, end = self._load_or_recompute, None
         on_disk = sum(count - min(count, above_disk(segment)) for segment, count in path)
         if on_disk:
@@ -84,7 +81,8 @@ class PrefixLookup:
             end = self.cut(path, root)
             path = path_to(end, above_disk)
         missing = num_missing(path)
-        if missing and worth.num_worth_loading(missing) < missing:
+        to_come = sum(segment.num_blocks - segment.device.valid for segment in attached)
+        if missing and worth.num_worth_loading(missing, worth.load_s(to_come)) < missing:
             end = end or self.cut(path, root)
             path = path_to(end, on_device)
         return end, path

@@ -6,7 +6,7 @@ planner, and a replay brings others for comparison.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Literal, Protocol, TypeAlias
 
 from scalesim.core import AgentId
@@ -28,6 +28,16 @@ class Forecast(Protocol):
         ...
 
     @property
+    def upcoming(self) -> Collection[AgentId]:
+        """The agents of the requests that are served next, in the order of service."""
+        ...
+
+    @property
+    def has_more(self) -> bool:
+        """Whether more requests wait than ``upcoming`` tells."""
+        ...
+
+    @property
     def waits_for_pages(self) -> bool:
         """Whether requests wait although a slot is free: for pages, or for their prefill."""
         ...
@@ -41,7 +51,8 @@ class Unknown:
     """The forecast where nothing is known: an agent that is due starts at once."""
 
     num_waiting = 0
-    waits_for_pages = False
+    upcoming: Collection[AgentId] = ()
+    has_more = waits_for_pages = False
 
     def starts_in(self, agent: AgentId) -> float | None:
         return 0.0

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import chain
 
 from scalesim.memory.links.link import Direction
 from scalesim.memory.prefetch.attachment_reads import ASSUMED_BYTES_PER_S, AttachmentReads
@@ -21,6 +22,7 @@ from scalesim.memory.prefetch.queue import PrefetchQueue
 from scalesim.memory.prefetch.stages import Stages
 from scalesim.memory.residency import Residency
 from scalesim.memory.tree.owner import AgentState
+from scalesim.memory.tree.page_runs import any_comes_in_parts
 from scalesim.memory.tree.segment import Segment
 from scalesim.memory.tree.walk import lineage
 
@@ -42,7 +44,8 @@ class Prefetcher:
         self.residency, self._config = residency, config
         self._policy, self._link = residency.policy, residency.link
         self._timing = residency.timing
-        self.due = queue.due
+        self.due, self._queue = queue.due, queue
+        self._upcoming: list[AgentState] = []
         self._reads = AttachmentReads(residency, queue.reads, read_rate)
         self._stages = Stages(residency, queue.stages)
 
@@ -55,11 +58,14 @@ class Prefetcher:
         """
         self._timing.begin_iteration(wall_s)
         self.blocked_by = None
+        self._upcoming = self._queue.upcoming(forecast.upcoming)
+        self.residency.ranking.look_to(self._upcoming if forecast.has_more else ())
         if self._policy.look_ahead and not self.residency.allocation_failed:
             self.load(forecast)
             self._reads.plan(lambda agent, count: self._opens_in_s(agent, count, forecast))
         if self._policy.look_ahead:
             self._stages.plan(
+                self._upcoming,
                 lambda agent, count: self._opens_in_s(agent, count, forecast),
                 lambda agent: _is_guess(agent, forecast),
             )
@@ -70,9 +76,13 @@ class Prefetcher:
             self._stages.spill(self._config.clean_fraction)
 
     def load(self, forecast: Forecast) -> None:
-        """Start the loads that have to start now."""
+        """Start the loads that have to start now. Each agent leaves ``due``, or is the last."""
         residency = self.residency
-        while (agent := self.due.peek()) is not None:
+        upcoming = (agent for agent in self._upcoming if agent in self.due)
+        for agent in chain(upcoming, iter(self.due.peek, None)):
+            if any_comes_in_parts(agent.attached):
+                self.blocked_by = "link"  # the other parts follow these
+                return
             wanted = self.blocks_on_host_only(agent)
             count = sum(blocks for _, blocks in wanted)
             if count == 0:
@@ -82,6 +92,8 @@ class Prefetcher:
                 self.due.discard(agent)  # such a call would take its pages itself
                 continue
             has_called = self._has_called(agent)
+            if has_called and forecast.has_more and agent.id not in forecast.upcoming:
+                return  # others go first, in an order that is told later
             if has_called and forecast.waits_for_pages:
                 self.blocked_by = "pool"  # a request takes pages by its admission
                 return
@@ -95,18 +107,31 @@ class Prefetcher:
                 return
             worth = count
             if has_called:  # else there is time until the clock moves
-                starts_in_s = self._needed_s(agent, forecast)
-                worth = residency.load_or_recompute.num_worth_loading(count, starts_in_s)
+                worth = self._num_worth_loading(wanted, self._needed_s(agent, forecast))
             if worth < count:
                 self.blocked_by = "link"
-            runs, worth = _runs_of(wanted, worth)
             if worth == 0:  # computing it again is sooner
                 self.due.discard(agent)
                 continue
-            pages = residency.take(worth, ahead_of=agent.known_next_use(), runs=runs)
+            next_use, runs = agent.known_next_use(), runs_of(wanted)
+            if runs:  # of weights, the parts for which there is room: the others follow
+                pages = residency.take_first(worth, ahead_of=next_use, runs=runs) or None
+            else:
+                pages = residency.take(worth, ahead_of=next_use)
             if not self.start(agent, wanted, pages):
                 self.blocked_by = "pool"
                 return
+            if agent in self.due:
+                self.blocked_by = "link"  # parts that are to follow
+                return
+
+    def _num_worth_loading(self, wanted: list[tuple[Segment, int]], starts_in_s: float) -> int:
+        """How many blocks of ``wanted`` to load for a request that waits. Attachments cannot be
+        computed, and the request starts no sooner than they have come."""
+        rule = self.residency.load_or_recompute
+        fixed = sum(blocks for segment, blocks in wanted if segment.is_attachment)
+        count = sum(blocks for _, blocks in wanted) - fixed
+        return fixed + rule.num_worth_loading(count, max(starts_in_s, rule.load_s(fixed)))
 
     def start(
         self, agent: AgentState, wanted: list[tuple[Segment, int]], pages: list[int] | None
@@ -123,13 +148,14 @@ class Prefetcher:
             if has_runs or sum(blocks for _, blocks in wanted) < len(pages):
                 residency.drops.free(residency.tiers.device, pages)  # with a new fence
                 return False
-        self.due.discard(agent)
         parts = []
         for segment, blocks in wanted:
             if pages:
                 parts.append((segment, pages[:blocks]))
             pages = pages[blocks:]
         residency.start_load(parts, demand=False)
+        if not any_comes_in_parts(agent.attached):
+            self.due.discard(agent)
         return True
 
     def _link_is_busy(self, direction: Direction) -> bool:
@@ -199,18 +225,15 @@ class Prefetcher:
             pass
 
 
-def _runs_of(wanted: list[tuple[Segment, int]], count: int) -> tuple[list[tuple[int, int]], int]:
-    """Which of the first ``count`` blocks of ``wanted`` have to be consecutive (offset, length),
-    and how many blocks can be loaded then: a run is loaded whole."""
+def runs_of(wanted: list[tuple[Segment, int]]) -> list[tuple[int, int]]:
+    """Which of the blocks of ``wanted`` have to be consecutive: (offset, length) of each run."""
     runs: list[tuple[int, int]] = []
     first = 0
     for segment, blocks in wanted:
-        for offset, length in segment.missing_runs if segment.runs else ():
-            if first + offset + length > count:
-                return runs, min(count, first + offset)
-            runs.append((first + offset, length))
+        if segment.runs:
+            runs += ((first + offset, length) for offset, length in segment.missing_runs)
         first += blocks
-    return runs, count
+    return runs
 
 
 def _is_guess(agent: AgentState, forecast: Forecast) -> bool:

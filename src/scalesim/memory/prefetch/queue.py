@@ -7,6 +7,9 @@ does not depend on the planner.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from scalesim.core import AgentId
 from scalesim.memory.eviction.lazy_heap import LazyHeap
 from scalesim.memory.eviction.ranking import MAX_SAVE_FAILURES
 from scalesim.memory.prefetch.wake_queue import WakeQueue
@@ -16,15 +19,22 @@ from scalesim.memory.tree.segment import Segment
 
 
 class PrefetchQueue:
-    """``due``: agents that may have state on the host. ``stages``: agents that may have state on
-    the disk, where there ``has_disk``. ``reads``: agents whose attachments are on no tier. All stay
-    empty unless ``enabled``, which is where the policy looks ahead."""
+    """``agents``: all agents by name, as ``Owners`` knows them. ``due``: agents that may have state
+    on the host. ``stages``: agents that may have state on the disk, where there ``has_disk``.
+    ``reads``: agents whose attachments are on no tier. These three stay empty unless ``enabled``,
+    which is where the policy looks ahead."""
 
     def __init__(self, timing: Timing, *, enabled: bool, has_disk: bool = False) -> None:
+        self.agents: dict[AgentId, AgentState] = {}
         self._timing, self._enabled, self._has_disk = timing, enabled, has_disk
         self.due = WakeQueue()
         self.stages: LazyHeap[AgentState] = LazyHeap(soonest=True)
         self.reads: LazyHeap[AgentState] = LazyHeap(soonest=True)
+
+    def upcoming(self, ids: Iterable[AgentId]) -> list[AgentState]:
+        """The agents called ``ids`` whose next use is known, in the same order."""
+        found = [self.agents.get(id) for id in ids]
+        return [agent for agent in found if agent is not None and agent.next_use is not None]
 
     def add(self, agent: AgentState) -> None:
         """Add ``agent``, whose next use changed or of whose state something left a tier; or move it

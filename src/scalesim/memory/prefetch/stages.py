@@ -8,7 +8,8 @@ over by then. The disk has a rate and queues of its own, so each edge has a star
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain
 
 from scalesim.memory.eviction.lazy_heap import LazyHeap
 from scalesim.memory.links.link import Direction, seconds_at
@@ -23,28 +24,31 @@ _LARGEST_SHARE = 2  # of an agent with much state, 1 / 2 of the host at most is 
 
 class Stages:
     """Plans the reads for the agents in ``queue``, and the spills. ``is_busy``: the disk kept a
-    read from starting that had to start, as of the last ``plan``."""
+    read from starting that had to start, as of the last ``plan``; ``lacks_room``: the host did."""
 
     def __init__(self, residency: Residency, queue: LazyHeap[AgentState]) -> None:
         self._residency, self._queue = residency, queue
         self._disk, self._link = residency.disk, residency.link
-        self.is_busy = False
+        self.is_busy = self.lacks_room = False
 
     def plan(
         self,
+        upcoming: Sequence[AgentState],
         opens_in_s: Callable[[AgentState, int], float],
         is_guess: Callable[[AgentState], bool] = lambda agent: False,
     ) -> None:
-        """Start the reads that have to begin now, the soonest needed first. ``opens_in_s(agent,
-        pages)`` gives the seconds until a load of so many pages to the device has to start. Nothing
-        is read for an agent whose next call ``is_guess``."""
-        self.is_busy = False
+        """Start the reads that have to begin now: for the ``upcoming``, in the order of service,
+        then for the others, the soonest needed first. ``opens_in_s(agent, pages)`` gives the
+        seconds until a load of so many pages to the device has to start. Nothing is read for an
+        agent whose next call ``is_guess``."""
+        self.is_busy = self.lacks_room = False
         residency = self._residency
         timing = residency.timing
         if not len(self._queue) or not self._disk.is_there:
             return
         most = residency.host.num_usable // _LARGEST_SHARE
-        while (agent := self._queue.peek(timing.now)) is not None:
+        first = (agent for agent in upcoming if agent in self._queue)
+        for agent in chain(first, iter(lambda: self._queue.peek(timing.now), None)):
             wanted = _up_to(most, self.blocks_on_disk_only(agent))
             count = sum(blocks for _, blocks in wanted)
             if count and not is_guess(agent):
@@ -56,14 +60,18 @@ class Stages:
                     self.is_busy = True
                     return
                 if not self._disk.start_stage(wanted, agent.known_next_use()):
+                    self.lacks_room = True
                     return
             self._queue.discard(agent)
 
     def spill(self, clean_fraction: float) -> None:
-        """Copy the segments that leave the host first to the disk, while less than
-        ``clean_fraction`` of the host can be freed without loss and the disk has time."""
+        """Copy the segments that leave the host first to the disk, while the disk has time and less
+        than ``clean_fraction`` of the host can be freed without loss; or while a read lacks room,
+        as what can be freed is then needed as soon as what is to be read."""
         residency, ranking = self._residency, self._residency.ranking
         target = int(clean_fraction * residency.host.num_usable)
+        if target and self.lacks_room:
+            target = residency.host.num_usable
         if not target or residency.host.num_free + ranking.num_clean >= target:
             return
         if not self._disk.takes_more:

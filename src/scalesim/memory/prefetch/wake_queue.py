@@ -38,6 +38,9 @@ class WakeQueue:
     def __len__(self) -> int:
         return self._num_live
 
+    def __contains__(self, agent: AgentState) -> bool:
+        return agent.wake_bucket is not None
+
     def add(self, agent: AgentState, now: float) -> None:
         """Add ``agent``, or move it to its next use, which must be known."""
         time = agent.next_use

@@ -49,11 +49,11 @@ class Segment:
     segment; the device pages of a pinned segment stay where they are. ``num_hits`` counts the
     prefix lookups that matched the segment to its end. ``children`` maps the first block (and mark)
     of each child to the child; ``partials`` maps an agent to its partial block that continues this
-    segment. A partial block has no children and is never saved. ``mark`` is set where a
-    ``Branch`` begins at this segment. ``source`` gives the content of an attachment, which has no
-    tokens: an attachment stays in the tree without pages, and is read again when it is needed.
-    ``loss`` is that of the segment's root. ``runs``: the parts of an attachment that each lie on
-    consecutive device pages. ``failed_saves`` also counts reads from ``source`` to the host.
+    segment. A partial block has no children and is never saved. ``mark`` is set where a ``Branch``
+    begins at this segment. ``source`` gives the content of an attachment, which has no tokens: an
+    attachment stays in the tree without pages, and is read again when it is needed. ``loss`` is
+    that of the segment's root. ``runs``: the parts of an attachment that each lie on consecutive
+    device pages. ``failed_saves`` also counts reads from ``source`` to the host.
     """
 
     __slots__ = (

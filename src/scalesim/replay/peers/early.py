@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from scalesim.memory.eviction.policies import Policy
 from scalesim.memory.prefetch.planner import Forecast
-from scalesim.memory.prefetch.prefetcher import Prefetcher
+from scalesim.memory.prefetch.prefetcher import Prefetcher, runs_of
 
 EARLY = Policy("early", order="next_use", host=True, look_ahead=True)
 
@@ -23,7 +23,8 @@ class EarlyLoads(Prefetcher):
             wanted = self.blocks_on_host_only(agent)
             count = sum(blocks for _, blocks in wanted)
             if count:
-                pages = residency.take(count, ahead_of=agent.known_next_use())
+                next_use, runs = agent.known_next_use(), runs_of(wanted)
+                pages = residency.take(count, ahead_of=next_use, runs=runs)
                 if not self.start(agent, wanted, pages):
                     self.blocked_by = "pool"
                     return

@@ -13,7 +13,7 @@ from scalesim.memory.eviction.policies import Policy
 from scalesim.memory.eviction.ranking import EvictionRanking
 from scalesim.memory.prefetch.config import PlannerConfig
 from scalesim.memory.prefetch.planner import Forecast
-from scalesim.memory.prefetch.prefetcher import Prefetcher
+from scalesim.memory.prefetch.prefetcher import Prefetcher, runs_of
 from scalesim.memory.prefetch.queue import PrefetchQueue
 from scalesim.memory.residency import Residency
 from scalesim.memory.timing import Timing
@@ -84,7 +84,8 @@ class LevelsAhead(Prefetcher):
                 return
             wanted = self.blocks_on_host_only(agent)
             count = sum(blocks for _, blocks in wanted)
-            if count and not self.start(agent, wanted, residency.take(count)):
+            pages = residency.take(count, runs=runs_of(wanted)) if count else None
+            if count and not self.start(agent, wanted, pages):
                 residency.clear_failure()  # no request waits for these pages
                 return  # the first failure ends the round
             self.due.discard(agent)
