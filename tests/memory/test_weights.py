@@ -306,7 +306,7 @@ def test_weights_come_in_parts_where_there_is_no_room_for_all() -> None:
     memory.plan(0.1)
     spec, tokens = weights_spec(weights.mark, 2), np.zeros(2, np.int32).tobytes()
     device.free([3, 5, 7, 8, 9])
-    assert memory.acquire(1, tokens, 1, attachments=(spec,), salt=mark_of(1)) is None
+    assert memory.acquire(1, tokens, 1, attachments=(spec,)) is None
     memory.poll()
     while memory.is_moving:
         walk.link.wait(10.0)
@@ -326,7 +326,7 @@ def test_kv_comes_with_the_weights_that_a_request_waits_for() -> None:
     spec, tokens = weights_spec(walk.contents[1].digest, 2), np.ones(9, np.int32).tobytes()
 
     def asked() -> Lease:
-        lease = memory.acquire(1, tokens, 3, attachments=(spec,), salt=mark_of(1))
+        lease = memory.acquire(1, tokens, 3, attachments=(spec,))
         assert lease is not None
         return lease
 
