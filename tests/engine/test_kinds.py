@@ -313,3 +313,15 @@ def test_what_a_kind_says_wrongly_is_refused() -> None:
             with pytest.raises(StateError, match=r"kind"):
                 engine.register_kind(wrong)  # type: ignore[arg-type]
         assert list(state) == ["x"]
+
+
+def test_why_names_values_that_no_pool_has(tmp_path: Path) -> None:
+    with tiny_engine(device_pages=12, policy="lru-recompute") as engine:
+        engine.register_kind(BoardKind())
+        ada = engine.agent("ada")
+        ada.state["board"] = board(tmp_path, 1)
+        assert engine.why("ada") is None
+        assert ada.state["board"] == board(tmp_path, 1)
+        miss = engine.why("ada")
+        assert miss is not None and (miss.cause, miss.waits) == ("no hint", (("values", 2),))
+        assert "waited for: 2 pages of values" in str(miss)

@@ -306,7 +306,7 @@ def test_weights_come_in_parts_where_there_is_no_room_for_all() -> None:
     memory.plan(0.1)
     spec, tokens = weights_spec(weights.mark, 2), np.zeros(2, np.int32).tobytes()
     device.free([3, 5, 7, 8, 9])
-    assert memory.acquire(1, tokens, 1, attachments=(spec,), salt=mark_of(1)) is None
+    assert memory.acquire(1, tokens, 1, attachments=(spec,)) is None
     memory.poll()
     while memory.is_moving:
         walk.link.wait(10.0)
@@ -326,7 +326,7 @@ def test_kv_comes_with_the_weights_that_a_request_waits_for() -> None:
     spec, tokens = weights_spec(walk.contents[1].digest, 2), np.ones(9, np.int32).tobytes()
 
     def asked() -> Lease:
-        lease = memory.acquire(1, tokens, 3, attachments=(spec,), salt=mark_of(1))
+        lease = memory.acquire(1, tokens, 3, attachments=(spec,))
         assert lease is not None
         return lease
 
@@ -346,6 +346,27 @@ def test_kv_comes_with_the_weights_that_a_request_waits_for() -> None:
         timing.begin_iteration(100.0 * number + 0.001)
     assert memory.residency.load_or_recompute.num_worth_loading(2) == 0
     assert asked().num_cached == 8
+
+
+def test_runs_are_looked_for_anew_once_more_was_evicted() -> None:
+    """One cached page lies so that two runs of four fit only without it, and the first was found
+    where the second could not lie beside it."""
+    device = np.zeros((10, PAGE), np.uint8)
+    memory = MemoryManager(
+        block_size=SIZE, page_bytes=PAGE, device_pages=10, host_pages=0, num_rows=4,
+        policy=policy_named("lru-recompute"), link=CopyingLink(device, device, PAGE * 20.0),
+    )  # fmt: skip
+    others = memory.device.allocate(9)
+    assert others is not None
+    memory.device.free([7])
+    tokens = np.zeros(SIZE, np.int32).tobytes()
+    lease = memory.acquire(0, tokens, 1)
+    assert lease is not None
+    memory.release(lease, tokens, SIZE)
+    memory.device.free([page for page in others if page != 7])
+    pages = memory.residency.take(8, runs=[(0, 4), (4, 4)])
+    assert pages is not None
+    assert all(len(runs(part)) == 1 for part in (pages[:4], pages[4:]))
 
 
 def test_unknown_weights_are_refused() -> None:

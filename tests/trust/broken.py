@@ -345,9 +345,16 @@ class OneKeyForAllAdapters(BrokenAcquire):
         return OneBranch(*adapter)
 
 
-class KeyWithoutTheModel(BrokenAcquire):
-    def before(self, tokens: bytes, more: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
-        return tokens, {**more, "salt": b""}
+class FilesUnderAnotherModel(BrokenAcquire):
+    """What is computed on any model is kept as that of the first one that was asked for."""
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.first: Branch | None = None
+
+    def given(self, lease: Lease, tokens: bytes) -> None:
+        if any(segment.runs for _, segment, _ in lease.attachments):
+            self.first = lease.branch = self.first or lease.branch
 
 
 class KnowsOnePlaceOfWeights(BrokenAcquire):

@@ -226,7 +226,7 @@ BUGS = [
     Bug("shared content removed with its first owner", "–", STATE,
         Build(memory=broken.RemovesWhatOthersHave)),
     Bug("kv of one model taken for anothers", "–", MODELS,
-        Build(memory=broken.KeyWithoutTheModel)),
+        Build(memory=broken.FilesUnderAnotherModel)),
     Bug("stale weights: read where they lay once", "–", MODELS,
         Build(memory=broken.KnowsOnePlaceOfWeights)),
     Bug("stale weights: used before they have come", "–", MODELS,

@@ -14,6 +14,7 @@ from scalesim.core import AgentId
 from scalesim.memory.lease import WEIGHTS, AttachmentSpec, Lease
 from scalesim.memory.prefetch.planner import BlockedBy
 from scalesim.memory.timing import Timing
+from scalesim.memory.tree.owner import AgentState
 from scalesim.memory.tree.segment import Segment
 from scalesim.memory.tree.walk import lineage
 
@@ -50,7 +51,8 @@ class Miss(NamedTuple):
     ``load_tokens``: tokens whose KV the call had to wait for. ``lost_tokens``: tokens to be
     computed again. ``unheard``: hints about the agent that did not count, and sources that say
     nothing; if nothing was missing, ``cause`` is "hint ignored". ``waits``: the pages that the call
-    had to wait for, by kind of state: "KV", "adapter", "weights".
+    had to wait for, by kind of state: "KV", "adapter", "weights"; or "values", where the agent read
+    one that no pool had whole.
     """
 
     cause: Cause
@@ -155,6 +157,13 @@ class Misses:
         token = lease.num_cached + spared * self._block_size
         self.last[agent.id] = Miss(
             cause, now, token, expected, waiting * size, lost * size, waits=tuple(waits)
+        )
+
+    def record_read(self, agent: AgentState, num_pages: int, blocked_by: BlockedBy) -> None:
+        """Record that a value of ``agent`` was read of which no pool has all ``num_pages``."""
+        cause = self.why_late(agent.next_use, blocked_by)
+        self.last[agent.id] = Miss(
+            cause, self._timing.now, 0, agent.next_use, 0, 0, waits=(("values", num_pages),)
         )
 
     def _change(self, agent: AgentId, digests: Digests) -> Cause | None:

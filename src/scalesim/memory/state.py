@@ -57,6 +57,8 @@ class StateAccess:
         elif segment.host.valid == segment.num_blocks:
             rows = self._access.read("host", list(segment.host))
         else:
+            owner, blocked_by = self._memory.owners.agent(agent), self._memory.planner.blocked_by
+            self._memory.misses.record_read(owner, segment.num_blocks, blocked_by)
             return StoredValue(blob.form, None, blob.source, segment.is_moving)
         return StoredValue(blob.form, rows, blob.source)
 

@@ -14,7 +14,6 @@ import numpy as np
 
 from scalesim.core import Bytes2D, Int64s, UInt64s
 from scalesim.memory.lease import AttachmentSpec
-from scalesim.memory.leases.weights import WEIGHTS
 from scalesim.memory.tree.segment import Segment
 from scalesim.memory.tree.walk import lineage
 from scalesim.testing.tags import adapter_pages, are_tags_of, lineages_of, under_adapter, view_tags
@@ -118,9 +117,3 @@ def digest_of(tag: int) -> bytes:
 
 def tag_of(digest: bytes) -> int:
     return int.from_bytes(digest[:_DIGEST], "little")
-
-
-def salt_of(use: AttachmentSpec | None) -> bytes:
-    """What keeps the KV of a request apart beside its adapter: the digest of its model's
-    weights."""
-    return use.digest if use is not None and use.kind == WEIGHTS else b""

@@ -21,7 +21,7 @@ from scalesim.memory.tree.prefix_tree import TEXT
 from scalesim.memory.tree.segment import Segment
 from scalesim.memory.tree.walk import descendants, lineage
 from scalesim.testing.bed import OURS, Bed, Factories
-from scalesim.testing.contents import PageReader, Paths, salt_of
+from scalesim.testing.contents import PageReader, Paths
 from scalesim.testing.held import OpenLease, batch_of
 from scalesim.testing.world_adapters import WorldAdapters
 from scalesim.testing.world_blobs import WorldBlobs
@@ -126,7 +126,6 @@ class MemoryWorld:
             packed,
             blocks,
             attachments=() if use is None else (use,),
-            salt=salt_of(use),
             max_loading_pages=share,
         )
         if lease is None:

@@ -21,14 +21,14 @@ class WorldModels:
         self._used: dict[int, int] = {}
 
     def add(self, name: int, num_pages: int) -> None:
-        """Give a model's name new weights. Its agents use them from their next requests on;
-        requests that are open keep the old ones."""
+        """Give a model's name new weights. Its agents use them from their next requests on; the old
+        ones are freed, with the KV that was computed with them, unless they are in use."""
         if not self._num_names:
             return
         world, name = self._world, name % self._num_names
         most = max(1, self._num_pages // 2)  # and half of that at least
         tag, count = world.new_tag(), most - num_pages % max(1, most // 2)
-        self._added[name] = (tag, count)
+        before, self._added[name] = self._added.get(name), (tag, count)
         pages = adapter_bytes(tag, count, world.bed.device.shape[1])
         source = FlakySource(tag, pages, world.broken)
         world.manager.add_weights(
@@ -38,6 +38,8 @@ class WorldModels:
         for agent, used in self._used.items():
             if used == name:
                 world.manager.bind_weights(agent, digest_of(tag))
+        if before is not None:
+            world.manager.remove_weights(digest_of(before[0]))
 
     def use(self, agent: int, name: int) -> None:
         """Let an agent use a model, or every third time the world's own."""

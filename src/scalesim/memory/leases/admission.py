@@ -23,9 +23,8 @@ from scalesim.memory.leases.waiters import LoadWaiters
 from scalesim.memory.owners import Owners
 from scalesim.memory.residency import Residency
 from scalesim.memory.tree.owner import AgentState
-from scalesim.memory.tree.page_runs import any_comes_in_parts
 from scalesim.memory.tree.segment import Segment
-from scalesim.memory.tree.walk import lineage
+from scalesim.memory.tree.walk import any_comes_in_parts, lineage
 
 
 @dataclass(eq=False, slots=True)

@@ -22,9 +22,8 @@ from scalesim.memory.prefetch.queue import PrefetchQueue
 from scalesim.memory.prefetch.stages import Stages
 from scalesim.memory.residency import Residency
 from scalesim.memory.tree.owner import AgentState
-from scalesim.memory.tree.page_runs import any_comes_in_parts
 from scalesim.memory.tree.segment import Segment
-from scalesim.memory.tree.walk import lineage
+from scalesim.memory.tree.walk import any_comes_in_parts, lineage
 
 _LEAST_AHEAD_S = 0.005  # the least work that the link is given in advance
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from scalesim.memory.tree.segment import Segment
 
 
 class PageRuns(tuple[int, ...]):
@@ -37,9 +33,3 @@ class PageRuns(tuple[int, ...]):
 
 
 NO_RUNS = PageRuns()
-
-
-def any_comes_in_parts(attached: Iterable[Segment]) -> bool:
-    """Whether of one of these attachments some blocks are on their way to the device, and further
-    ones have to follow."""
-    return any(segment.device.transfer and segment.num_missing > 0 for segment in attached)

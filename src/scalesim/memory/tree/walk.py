@@ -1,8 +1,9 @@
-"""Ways through the prefix tree: up from a segment, and down."""
+"""Ways through the prefix tree: up from a segment, and down; and what several segments have in
+common."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from scalesim.memory.tree.segment import Segment
 
@@ -25,3 +26,9 @@ def descendants(segment: Segment) -> Iterator[Segment]:
         yield node
         stack += node.children.values()
         stack += node.partials.values()
+
+
+def any_comes_in_parts(attached: Iterable[Segment]) -> bool:
+    """Whether of one of these attachments some blocks are on their way to the device, and further
+    ones have to follow."""
+    return any(segment.device.transfer and segment.num_missing > 0 for segment in attached)
