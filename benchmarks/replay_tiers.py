@@ -19,11 +19,12 @@ from typing import Any
 from benchmarks.report import Report, save_svg, table
 from scalesim.replay.arms import Outcome, play
 from scalesim.replay.hardware import disk_rate
+from scalesim.replay.knobs import HintMode
 from scalesim.replay.roof import Roof, roof
 from scalesim.replay.scenario import Scenario, Sizes, of_workload
 from scalesim.replay.workloads import workload
 
-Arm = tuple[str, str]  # policy, hints
+Arm = tuple[str, HintMode]  # policy, hints
 ARMS: tuple[Arm, ...] = (("deadline", "exact"), ("lru-swap", "exact"), ("deadline", "none"))
 CURVE_ARMS: tuple[Arm, ...] = (*ARMS[:2], ("lru-recompute", "exact"))
 PREFIX = {"private": 2048, "spread": 0.5}
@@ -67,10 +68,12 @@ def run(options: argparse.Namespace) -> Report:
     for case in CASES[1:] if options.quick else CASES:
         if options.only is None or options.only in case.name:
             study(report, case, agents, running, options.seed)
-    for name in CURVES if options.plots is not None else ():
+    for name, (field, values) in CURVES.items() if options.plots is not None else ():
         if options.only is None or options.only in name:
-            few = (24, 1) if options.quick else (CURVE_AGENTS, CURVE_RUNNING)
-            curve(report, options.plots, name, *few, options.seed)
+            some = values[::3] if options.quick else values
+            points = {str(value): replace(CURVE, **{field: value}) for value in some}
+            few = (8, 1) if options.quick else (CURVE_AGENTS, CURVE_RUNNING)
+            curve(report, options.plots, name, points, *few, options.seed)
     return report
 
 
@@ -111,7 +114,7 @@ def played(
     return Found(arms, limits)
 
 
-def scenario_of(case: TierCase, sizes: Sizes, agents: int, hints: str, seed: int) -> Scenario:
+def scenario_of(case: TierCase, sizes: Sizes, agents: int, hints: HintMode, seed: int) -> Scenario:
     settings: dict[str, Any] = {**PREFIX, "agents": agents, "ticks": case.ticks, "seed": seed}
     kind, knobs = workload(case.workload, **settings)
     return of_workload(kind, replace(knobs, hints=hints), sizes)
@@ -196,13 +199,18 @@ MEASURES: dict[str, Callable[[Outcome], float]] = {
 }
 
 
-def curve(report: Report, folder: Path, name: str, agents: int, running: int, seed: int) -> None:
-    field, values = CURVES[name]
+def curve(
+    report: Report,
+    folder: Path,
+    name: str,
+    points: dict[str, TierCase],
+    agents: int,
+    running: int,
+    seed: int,
+) -> None:
     found = {
-        str(value): played(
-            replace(CURVE, **{field: value}), CURVE_ARMS, agents, running, seed, witness=False
-        )
-        for value in values
+        at: played(case, CURVE_ARMS, agents, running, seed, witness=False)
+        for at, case in points.items()
     }
     heads = [f"{name_of(*arm)} {measure}" for measure in MEASURES for arm in CURVE_ARMS]
     rows = [

@@ -11,7 +11,7 @@ import numpy as np
 
 from scalesim.core import Int32s, Int64s
 from scalesim.engine.loop import EngineLoop
-from scalesim.memory.leases.weights import WEIGHTS
+from scalesim.memory.lease import WEIGHTS
 from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.replay.runner import VirtualRunner, by_model
 from scalesim.scheduler.scheduler import Scheduler
