@@ -364,6 +364,27 @@ def test_a_run_is_consecutive_in_whatever_order_its_pages_were_freed() -> None:
     assert 50 < num_found < 200
 
 
+def test_runs_are_looked_for_anew_once_more_was_evicted() -> None:
+    """One cached page lies so that two runs of four fit only without it, and the first was found
+    where the second could not lie beside it."""
+    device = np.zeros((10, PAGE), np.uint8)
+    memory = MemoryManager(
+        block_size=SIZE, page_bytes=PAGE, device_pages=10, host_pages=0, num_rows=4,
+        policy=policy_named("lru-recompute"), link=CopyingLink(device, device, PAGE * 20.0),
+    )  # fmt: skip
+    others = memory.device.allocate(9)
+    assert others is not None
+    memory.device.free([7])
+    tokens = np.zeros(SIZE, np.int32).tobytes()
+    lease = memory.acquire(0, tokens, 1)
+    assert lease is not None
+    memory.release(lease, tokens, SIZE)
+    memory.device.free([page for page in others if page != 7])
+    pages = memory.residency.take(8, runs=[(0, 4), (4, 4)])
+    assert pages is not None
+    assert all(len(runs(part)) == 1 for part in (pages[:4], pages[4:]))
+
+
 def test_unknown_weights_are_refused() -> None:
     walk = Walk(0, "deadline")
     with pytest.raises(ModelError, match="was added"):
