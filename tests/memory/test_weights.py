@@ -348,6 +348,22 @@ def test_kv_comes_with_the_weights_that_a_request_waits_for() -> None:
     assert asked().num_cached == 8
 
 
+def test_a_run_is_consecutive_in_whatever_order_its_pages_were_freed() -> None:
+    memory, rng = Walk(0, "deadline").memory, random.Random(0)
+    device, num_found = memory.device, 0
+    for _ in range(200):
+        others = device.allocate(memory.num_pages) or []
+        freed = rng.sample(others, rng.randint(1, len(others)))
+        device.free(freed)
+        length = rng.randint(1, len(freed))
+        run = memory.residency.compaction.take_run(length)
+        if run is not None:
+            assert run == list(range(run[0], run[0] + length))
+            num_found += 1
+        device.free([page for page in others if page not in freed] + (run or []))
+    assert 50 < num_found < 200
+
+
 def test_runs_are_looked_for_anew_once_more_was_evicted() -> None:
     """One cached page lies so that two runs of four fit only without it, and the first was found
     where the second could not lie beside it."""

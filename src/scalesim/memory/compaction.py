@@ -59,7 +59,7 @@ class Compaction:
         than looking through all pages."""
         pages = self._pool.allocate(length)
         assert pages is not None, (length, self._pool.num_free)
-        if pages[-1] - pages[0] == length - 1:
+        if pages == list(range(pages[0], pages[0] + length)):
             return pages
         self._pool.free(pages, self._pool.fence(pages))  # the newest fence of any of them
         return None
