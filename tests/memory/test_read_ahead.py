@@ -133,19 +133,24 @@ def test_several_reads_are_started_early_enough_for_the_last() -> None:
     assert memory.counters.read_ahead_pages == 3 * PAGES
 
 
-def test_a_folder_that_is_gone_is_tried_a_few_times_only() -> None:
+def test_a_folder_that_is_gone_is_tried_a_few_times_each_time_a_next_use_is_told() -> None:
     memory = manager(8, 8)
     with_adapter(memory, 0)
     segment = memory.adapters.segment(bytes(16))
-    for step in range(1, 9):
-        memory.hint([(0, step + 1.0)])
-        at(memory, step + 0.9)
-        for transfer in list(memory.residency.transfers.values()):
-            transfer.error = AdapterError("the folder is gone")
-        settle(memory)
-        assert not segment.host
-    assert memory.counters.read_ahead_pages == 3 * PAGES
-    assert memory.counters.failed_transfers == 3
+    for told in range(1, 3):
+        memory.hint([(0, 10.0 * told)])
+        for step in range(8):
+            at(memory, 10.0 * told - 1.0 + 0.1 * step)
+            for transfer in list(memory.residency.transfers.values()):
+                transfer.error = AdapterError("the folder is gone")
+            settle(memory)
+            assert not segment.host
+        assert memory.counters.read_ahead_pages == 3 * told * PAGES
+        assert memory.counters.failed_transfers == 3 * told
+    memory.hint([(0, 30.0)])
+    at(memory, 29.9)
+    settle(memory)
+    assert len(segment.host) == PAGES
 
 
 def test_what_was_read_and_evicted_from_both_tiers_is_read_again() -> None:
