@@ -69,7 +69,7 @@ class StateKind(ABC):
 
     def reread(self, origin: Any) -> Any:
         """The value at ``origin``, with the content of before. A kind that gives origins has
-        one."""
+        one; this one raises ``NotImplementedError``."""
         raise NotImplementedError(f"kind {self.name!r} gives origins, and has no reread()")
 
     def reread_s(self, origin: Any) -> float | None:
