@@ -10,10 +10,8 @@ from scalesim.batch import Batch, SamplingBatch
 from scalesim.batch_options import AttachmentBatch
 from scalesim.core import Bytes2D
 from scalesim.errors import AdapterError
-from scalesim.memory.lease import AttachmentSpec, Lease
-from scalesim.memory.leases.adapters import ADAPTER
+from scalesim.memory.lease import ADAPTER, WEIGHTS, AttachmentSpec, Lease
 from scalesim.memory.leases.block_table import BlockTable
-from scalesim.memory.leases.weights import WEIGHTS
 from scalesim.memory.links.link import PageSource
 
 
