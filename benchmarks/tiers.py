@@ -194,12 +194,12 @@ def show(report: Report, name: str, played: dict[str, Played]) -> None:
     equal = sum(np.array_equal(one.texts, resident.texts) for one in played.values())
     report.verdict(f"{name}: arms with the texts of all-resident", equal, least=len(played))
     best, swap, recompute = played["deadline"], played["lru-swap"], played["lru-recompute"]
-    if best.read_bytes:
+    if best.read_bytes and swap.read_bytes:
         ratio = swap.read_bytes / best.read_bytes
         report.verdict(f"{name}: deadline over lru-swap, of their ratio of bytes ({ratio:.2f})",
                        best.turns_per_s / swap.turns_per_s / ratio, least=0.9)  # fmt: skip
     else:
-        report.notes.append(f"{name}: deadline read nothing: there is no ratio of bytes")
+        report.notes.append(f"{name}: one of the two read nothing: there is no ratio of bytes")
     report.verdict(f"{name}: deadline over recomputing",
                    best.turns_per_s / recompute.turns_per_s, least=2.0)  # fmt: skip
     report.verdict(f"{name}: deadline over recomputing, by processor time",

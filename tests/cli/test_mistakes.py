@@ -73,7 +73,7 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
     "replay": {
         "what": ("no-such-file", "", ".", "a\0b", os.devnull), "policy": NAME, "hardware": NAME,
         "model": NAME, "residency": SHARE, "running": NUMBER, "link": SHARE, "warmup": WHOLE,
-        "order": NAME,
+        "order": NAME, "models": (*NUMBER, "1", "5"),
         "pool": SIZE, "host_pool": SIZE, "disk": (*SIZE, "tape"), "disk_pool": SIZE,
         "format": NAME, "tick": POSITIVE, "block_size": NUMBER,
         "agents": NUMBER, "ticks": NUMBER, "seed": WHOLE, "shared": WHOLE, "private": WHOLE,

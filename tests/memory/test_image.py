@@ -4,6 +4,7 @@ content under the same tokens."""
 from __future__ import annotations
 
 import random
+from operator import attrgetter
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def walked(seed: int) -> MemoryWorld:
     world = walk.world()
     for name, arguments in walk.operations()[:-1]:  # all but the end, which lets go of everything
         if name not in ("quiesce", "forget_all"):
-            getattr(world, name)(*arguments)
+            attrgetter(name)(world)(*arguments)
     if any(segment.num_available for segment in world.manager.tree):
         return world
     return walked(seed + 100 * len(SHAPES))  # it ended with all agents forgotten

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import islice
 
 from scalesim.memory.links.link import Copies, Link
 from scalesim.testing.memory_walk import MemoryWalk
@@ -283,12 +284,14 @@ class Caught:
     error: str
 
 
-def catch(machine: Machine, build: Build = SOUND, *, shrunk: bool = True) -> Caught | None:
-    """Let ``machine`` look at ``build``; ``None`` if it sees nothing."""
+def catch(
+    machine: Machine, build: Build = SOUND, *, shrunk: bool = True, most: int | None = None
+) -> Caught | None:
+    """Let ``machine`` look at ``build``, ``most`` times at most; ``None`` if it sees nothing."""
     if machine is ENGINE:
         right()  # costs no bug its time
     start_s = time.process_time()
-    for number, attempt in enumerate(machine.attempts(), 1):
+    for number, attempt in enumerate(islice(machine.attempts(), most), 1):
         failure = attempt(build)
         if failure is None:
             continue

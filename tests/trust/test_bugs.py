@@ -26,7 +26,8 @@ from tests.trust import bugs
     ids=lambda machine: machine.name,
 )
 def test_no_bug_is_found_where_none_was_planted(machine: bugs.Machine) -> None:
-    assert bugs.catch(machine) is None
+    """A few looks: the campaigns have many (``tests.long``)."""
+    assert bugs.catch(machine, most=12) is None
 
 
 @pytest.mark.parametrize("bug", bugs.BUGS, ids=lambda bug: bug.broken)
