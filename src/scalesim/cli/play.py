@@ -144,6 +144,7 @@ class Play:
             "say": engine.sampling(max_tokens=MOST_TOKENS, stop=("\n",)),
         }
         self._first_words_at = 0.0
+        self._clock = 0.0  # when this round began
         self._in_tick: set[int] = set()  # agents that were asked in this tick
         self._due: dict[int, float] = {}  # when each agent is asked next, by the village
         self._before = self._counts()
@@ -223,7 +224,7 @@ class Play:
         groups = [questions[first : first + size] for first in range(0, len(questions), size)]
         if len(groups) == 1:
             return self._ask_at_once(questions, {})
-        now, share = self.village.clock - ROUND_TICKS, ROUND_TICKS / len(groups)
+        now, share = self._clock, ROUND_TICKS / len(groups)
         turns = {one.who: now + i * share for i, group in enumerate(groups) for one in group}
         replies: list[Reply] = []
         for i, group in enumerate(groups):
@@ -272,7 +273,8 @@ class Play:
 
     def _tell(self) -> None:
         """Move the engine's clock to the next round, and tell the hints that changed."""
-        self.engine.tick(to=self.village.clock)
+        self._clock = self.village.clock
+        self.engine.tick(to=self._clock)
         self._expect()
 
     def _expect(
