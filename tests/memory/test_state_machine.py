@@ -28,7 +28,7 @@ from scalesim.testing.memory_world import (
 )
 from scalesim.testing.walks import play, run
 
-EXAMPLES, STEPS_PER_EXAMPLE = 200, 60
+EXAMPLES, STEPS_PER_EXAMPLE = 390, 60
 small = st.integers(0, 20)
 agents = st.integers(0, AGENTS - 1)
 leases = st.integers(0, MAX_LEASES - 1)
