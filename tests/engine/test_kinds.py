@@ -179,6 +179,7 @@ def test_a_value_that_was_just_assigned_is_not_read_from_its_origin(tmp_path: Pa
             state = engine.agent(turn).state
             state["board"] = expected = board(tmp_path, turn % 7)
             assert state["board"] == expected
+            assert engine.why(turn) is None  # nothing was missing
         assert kind.num_reads == 0
 
 

@@ -57,9 +57,11 @@ class StateAccess:
         elif segment.host.valid == segment.num_blocks:
             rows = self._access.read("host", list(segment.host))
         else:
-            owner, blocked_by = self._memory.owners.agent(agent), self._memory.planner.blocked_by
-            self._memory.misses.record_read(owner, segment.num_blocks, blocked_by)
-            return StoredValue(blob.form, None, blob.source, segment.is_moving)
+            is_coming = segment.is_moving
+            if not is_coming:
+                owner, blocked = self._memory.owners.agent(agent), self._memory.planner.blocked_by
+                self._memory.misses.record_read(owner, segment.num_blocks, blocked)
+            return StoredValue(blob.form, None, blob.source, is_coming)
         return StoredValue(blob.form, rows, blob.source)
 
     def write(self, agent: AgentId, name: str, form: ValueForm, rows: Bytes2D) -> int | None:
