@@ -17,6 +17,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests.snapshot.dying import emptied
+
 settings.register_profile(
     "ci",
     derandomize=True,
@@ -41,9 +43,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(autouse=True)
 def _as_it_was_found() -> Iterator[None]:
     """What belongs to the process is left as it was found: a log level that one test leaves behind
-    silences another, on the same worker, on some days. Threads are put back."""
+    silences another, on the same worker, on some days. Threads are put back, and fsspec's store in
+    memory is emptied, whoever filled it: a test, or an example of the documentation."""
     log, threads = logging.getLogger("scalesim"), torch.get_num_threads()
     level = log.level
-    yield
+    with emptied():
+        yield
     torch.set_num_threads(threads)
     assert log.level == level

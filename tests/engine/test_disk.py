@@ -8,7 +8,7 @@ import logging
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,9 @@ QUARTER, EIGHTH = FULL // 4, FULL // 8
 
 
 @pytest.fixture
-def remote() -> Iterator[str]:
+def remote() -> str:
     """The URL of an object store in memory."""
-    yield "memory://bucket/state"
-    MemoryFileSystem.store.clear()
-    MemoryFileSystem.pseudo_dirs[:] = [""]
+    return "memory://bucket/state"
 
 
 def engine_above(folder: Path | str, **settings: Any) -> Engine:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,9 @@ Remote = MemoryFileSystem
 
 
 @pytest.fixture
-def url() -> Iterator[str]:
-    """A prefix of a store in memory, which is the process's; cleared afterwards."""
-    yield "memory://bucket/state"
-    Remote.store.clear()
-    Remote.pseudo_dirs[:] = [""]
+def url() -> str:
+    """A prefix of a store in memory, which is the process's."""
+    return "memory://bucket/state"
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ moment leaves the generation before or the new one."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -13,17 +12,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from scalesim.engine.engine import Engine
 from scalesim.errors import SnapshotError, SnapshotWarning
-from tests.snapshot.dying import Dying, emptied
+from tests.snapshot.dying import Dying
 from tests.snapshot.village import Village, parts
 
 URL, PREFIX = "memory://bucket/world", "/bucket/world/"
 Remote = MemoryFileSystem
-
-
-@pytest.fixture(autouse=True)
-def clean() -> Iterator[None]:
-    with emptied():
-        yield
 
 
 @pytest.mark.parametrize("scheme", ["memory", "file"])
