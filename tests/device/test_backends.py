@@ -122,7 +122,7 @@ def test_memory_of_steps_grows_with_what_a_step_may_hold() -> None:
     def size(**settings: Any) -> int:
         config = EngineConfig(scheduler=SchedulerConfig(**settings))
         model = tiny_model()
-        return step_bytes(model.config, model.model.dtype, config)
+        return step_bytes(model.config, model.model.dtype.itemsize, config)
 
     assert size(max_num_batched_tokens=4096) > size(max_num_batched_tokens=1024)
     assert size(max_num_seqs=128) > size(max_num_seqs=64)

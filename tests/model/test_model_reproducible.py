@@ -189,6 +189,6 @@ def test_an_empty_batch(make_driver: Any, tiny_model: NativeModel) -> None:
 def test_pages_that_do_not_fit() -> None:
     geometry = PageGeometry.choose(2, 2, 16, 4)
     with pytest.raises(ConfigError, match="pages of 100 bytes; the geometry's"):
-        pool_view(torch.zeros((4, 100), dtype=torch.uint8), geometry, torch.float32)
+        pool_view(np.zeros((4, 100), np.uint8), geometry, torch.float32)
     with pytest.raises(ConfigError, match="has 2 bytes; the geometry 4"):
-        pool_view(torch.zeros((4, geometry.page_bytes), dtype=torch.uint8), geometry, torch.float16)
+        pool_view(np.zeros((4, geometry.page_bytes), np.uint8), geometry, torch.float16)

@@ -144,15 +144,14 @@ class CudaDevice:
         ``torch.cuda.graph``, which waits for the whole device first: some graphs are captured while
         steps and copies run."""
         assert isinstance(stream, CudaStream)
-        graph = torch.cuda.CUDAGraph()
-        pool = [self._first_graphs[stream].pool()] if stream in self._first_graphs else []
+        graph, first = torch.cuda.CUDAGraph(), self._first_graphs.get(stream)
         with (
             torch.inference_mode(),
             torch.cuda.device(self._device),  # of the calling thread, which may be a new one
             torch.cuda.stream(stream.raw),
         ):
             # other threads (a copying one, the caller's) may use CUDA meanwhile
-            graph.capture_begin(*pool, capture_error_mode="thread_local")
+            graph.capture_begin(None if first is None else first.pool(), "thread_local")
             try:
                 work()
             finally:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Protocol
 
-import torch
 from scalesim_kernels import KernelSet, select
 
 from scalesim.batch import Runner
@@ -121,12 +120,12 @@ class CpuBackend:
         device = allocate_pages(plan.device_pages, geometry.page_bytes, "device_memory")
         host = allocate_pages(plan.all_host_pages, geometry.page_bytes, "host_memory")
         own = ModelRunner(model, kernels, device, geometry, plan.settings, timeline, plan.layouts)
-        runners, pool = ModelRunners(own), torch.from_numpy(device)
+        runners = ModelRunners(own)
 
         def add_runner(
             number: int, weights: WeightLayout, geometry: PageGeometry, layouts: LayoutTable
         ) -> Callable[[], None]:
-            paged = PagedModel(weights, pool)
+            paged = PagedModel(weights, device)
             kernels = select(self.name, plan.settings.reproducible)
             runner = ModelRunner(
                 paged.model, kernels, device, geometry, plan.settings, layouts=layouts,
@@ -153,7 +152,7 @@ class CudaBackend:
         check_dtype(loaded.model.dtype)
         self._device = device
         self._config = config
-        step = step_bytes(loaded.config, loaded.model.dtype, config)
+        step = step_bytes(loaded.config, loaded.model.dtype.itemsize, config)
         self._workspace = step + _WORKSPACE_BYTES
 
     def default_device_bytes(self) -> int:
@@ -232,7 +231,7 @@ class CudaBackend:
 
     def _check_room(self, weights: WeightLayout) -> None:
         """Raise ``ModelError`` if there is no memory for steps of a further model."""
-        needed = step_bytes(weights.config, weights.dtype, self._config)
+        needed = step_bytes(weights.config, weights.dtype.itemsize, self._config)
         free, total = self._device.free_bytes()
         if needed > free:
             raise ModelError(
@@ -242,15 +241,15 @@ class CudaBackend:
             )
 
 
-def step_bytes(shape: ModelShape, dtype: torch.dtype, config: EngineConfig) -> int:
+def step_bytes(shape: ModelShape, itemsize: int, config: EngineConfig) -> int:
     """An upper estimate of the memory that steps of a model need beside weights and pool: for
-    activations, for logits and their sorting, and for partial results of decodes (once in steps
-    that are captured, once in others)."""
+    activations of ``itemsize`` bytes an element, for logits and their sorting, and for partial
+    results of decodes (once in steps that are captured, once in others)."""
     from scalesim_kernels.paged_decode import scratch_bytes
 
     scheduling = config.scheduler
     wide = 8 * shape.hidden_size + 3 * shape.intermediate_size
-    activations = scheduling.max_num_batched_tokens * wide * dtype.itemsize
+    activations = scheduling.max_num_batched_tokens * wide * itemsize
     logits = 6 * 4 * scheduling.max_num_seqs * shape.vocab_size
     # the products of adapters' A with the inputs of q, k and v, in fp32
     shrunk = 3 * 4 * MAX_RANK * (scheduling.max_num_batched_tokens + scheduling.max_num_seqs)

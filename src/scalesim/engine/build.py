@@ -206,9 +206,9 @@ def _join_models(
     def text(loaded: LoadedModel, model_len: int, pool_len: int) -> TextModel:
         return text_model(loaded, config, None, model_len, pool_len)
 
-    geometry = plan.geometry
+    geometry, dtype = plan.geometry, str(own.model.dtype).removeprefix("torch.")
     return JoinModels(
-        backend, own.model.dtype, config.reproducible, geometry.page_bytes, geometry.block_size,
+        backend, dtype, config.reproducible, geometry.page_bytes, geometry.block_size,
         geometry.dtype_bytes,
         plan.device_pages - 1, max_len, plan.settings.max_blocks_per_row, text, add_runner,
     )  # fmt: skip

@@ -10,8 +10,6 @@ from hashlib import blake2b
 from pathlib import Path
 from zlib import crc32
 
-import torch
-
 from scalesim.errors import AdapterError, ModelError
 from scalesim.memory.geometry import PageGeometry
 from scalesim.memory.leases.adapters import AdapterContent
@@ -44,7 +42,7 @@ class JoinModels:
     model's shapes, which all models and versions of the same shapes have in common."""
 
     backend: str
-    dtype: torch.dtype
+    dtype: str
     reproducible: bool
     page_bytes: int
     block_size: int
@@ -113,8 +111,8 @@ class JoinModels:
 
     def _load(self, path: str | Path, name: str, dummy_weights: bool) -> LoadedModel:
         return load_model(
-            path, dtype=str(self.dtype).removeprefix("torch."), dummy_weights=dummy_weights,
-            seed=crc32(name.encode()), model_impl="native",
+            path, dtype=self.dtype, dummy_weights=dummy_weights, seed=crc32(name.encode()),
+            model_impl="native",
         )  # fmt: skip
 
 

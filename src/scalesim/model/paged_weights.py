@@ -86,11 +86,12 @@ class WeightLayout:
 
 
 class PagedModel:
-    """A model whose weights lie in ``pool``, uint8 ``[num_pages, page_bytes]``, wherever
+    """A model whose weights lie in ``pages``, uint8 ``[num_pages, page_bytes]``, wherever
     ``move_to`` says. ``model`` is the decoder over them; a move makes another one, as steps in
     flight keep theirs."""
 
-    def __init__(self, layout: WeightLayout, pool: Tensor) -> None:
+    def __init__(self, layout: WeightLayout, pages: Bytes2D | Tensor) -> None:
+        pool = torch.as_tensor(pages)  # shares memory
         self.num_parts = len(layout.runs)
         self._layout, self._pool = layout, pool
         self._heads = (0,) * self.num_parts  # nowhere yet: steps of padding take any bytes

@@ -61,7 +61,7 @@ class ModelRunner:
         model.reserve(min(model.config.max_position, max_len))
         self._model, self.vocab_size = model, model.config.vocab_size
         self._kernels = kernels
-        self._pool = pool_view(torch.from_numpy(pages), geometry, model.dtype)
+        self._pool = pool_view(pages, geometry, model.dtype)
         self._reproducible = settings.reproducible
         self._multiple = row_multiple(model, kernels) if settings.reproducible else 1
         self._digests = settings.digests

@@ -6,6 +6,7 @@ import torch
 from scalesim_kernels.float8 import FLOAT8
 from torch import Tensor
 
+from scalesim.core import Bytes2D
 from scalesim.errors import ConfigError
 from scalesim.memory.geometry import PageGeometry
 
@@ -16,7 +17,7 @@ def kv_dtype(geometry: PageGeometry, dtype: torch.dtype) -> torch.dtype:
     return FLOAT8 if geometry.dtype_bytes == FLOAT8.itemsize else dtype
 
 
-def pool_view(pages: Tensor, geometry: PageGeometry, dtype: torch.dtype) -> Tensor:
+def pool_view(pages: Bytes2D | Tensor, geometry: PageGeometry, dtype: torch.dtype) -> Tensor:
     """The raw ``pages``, uint8 ``[num_pages, page_bytes]``, as the pool of the kernels of a model
     of ``dtype``: ``[num_pages, layer, 2, kv_head, block_size, head_dim]`` of ``kv_dtype``. Pages
     that are larger keep their ends unused.
@@ -30,5 +31,5 @@ def pool_view(pages: Tensor, geometry: PageGeometry, dtype: torch.dtype) -> Tens
         )
     if pages.shape[1] < geometry.page_bytes or pages.shape[1] % dtype.itemsize:
         raise ConfigError(f"pages of {pages.shape[1]} bytes; the geometry's {geometry.page_bytes}")
-    used = pages[:, : geometry.page_bytes]
+    used = torch.as_tensor(pages)[:, : geometry.page_bytes]
     return used.view(dtype).view(len(pages), *geometry.shape)
