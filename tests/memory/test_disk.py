@@ -261,7 +261,31 @@ def test_what_comes_late_from_the_disk_is_computed_again() -> None:
     assert memory.counters.spared_blocks == 2
     memory.release(lease, tokens(agent, 2 * SIZE + 1), 2 * SIZE)
     assert where(memory, agent) == (2, 0, 2)
-    assert not memory.residency.disk.takes_more  # nor is it worth to write more
+    check_integrity(memory)
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_a_disk_slower_than_computing_is_read_for_those_who_can_wait(is_fast: bool) -> None:
+    """It is written all the same, as what is read meanwhile need not be computed. Nothing is read
+    for a request that starts sooner than the read ends, and computes."""
+    memory = manager(4, 4, 40)
+    if not is_fast:
+        for step in range(40):
+            memory.timing.begin_iteration(0.1 * step)
+            memory.launched(step, 40 * SIZE)
+    town(memory, 8)
+    first, second = (memory.owners.agent(agent) for agent in on_disk_alone(memory, 8)[:2])
+    memory.hint([(first.id, 0.0), (second.id, 0.0)])
+    queue: LazyHeap[AgentState] = LazyHeap(soonest=True)
+    for state in (first, second):
+        queue.add(state, state.known_next_use())
+    stages = Stages(memory.residency, queue)
+    in_time_s = 2 * PAGE / DISK_RATE + 2.0 * memory.timing.iteration_s
+    stages.plan((first, second), lambda agent, count: 0.0 if agent is first else in_time_s)
+    settle(memory)
+    assert (where(memory, first.id), where(memory, second.id)) == (
+        ((0, 2, 2), (0, 0, 2)) if is_fast else ((0, 0, 2), (0, 2, 2))
+    )
     check_integrity(memory)
 
 

@@ -43,11 +43,11 @@ class Stages:
         agent whose next call ``is_guess``."""
         self.is_busy = self.lacks_room = False
         residency = self._residency
-        timing = residency.timing
+        timing, rule = residency.timing, residency.load_or_recompute
         if not len(self._queue) or not self._disk.is_there:
             return
         most = residency.host.num_usable // _LARGEST_SHARE
-        first = (agent for agent in upcoming if agent in self._queue)
+        first, late = [agent for agent in upcoming if agent in self._queue], list[AgentState]()
         for agent in chain(first, iter(lambda: self._queue.peek(timing.now), None)):
             wanted = _up_to(most, self.blocks_on_disk_only(agent))
             count = sum(blocks for _, blocks in wanted)
@@ -59,6 +59,11 @@ class Stages:
                 if self._is_busy():
                     self.is_busy = True
                     return
+                if agent in late:
+                    return
+                if agent in first and not rule.is_sooner(read_s - opens_in_s(agent, count), count):
+                    late.append(agent)  # it computes
+                    continue
                 if not self._disk.start_stage(wanted, agent.known_next_use()):
                     self.lacks_room = True
                     return
