@@ -3,8 +3,10 @@
 Common to all ops
 -----------------
 ``pool``        the page pool, ``[num_pages, num_layers, 2, num_kv_heads, block_size, head_dim]``,
-                C-contiguous, in the model's dtype; index 0 of dimension 2 is K, 1 is V. Offsets
-                into it need int64: a pool may be larger than 2**31 elements.
+                in the model's dtype; index 0 of dimension 2 is K, 1 is V. Each page is
+                C-contiguous. A page has ``pool.stride(0)`` elements: more than the model's KV
+                where several models share the pages. Offsets into it need int64: a pool may be
+                larger than 2**31 elements.
 fp8             where an engine has ``kv_dtype="fp8"``, the pool of the paged ops is in
                 ``float8_e4m3fn``. K and V are rounded to the nearest when they are stored, and
                 saturate at 448 (``float8.narrowed``); attention reads them exactly. Ops on adapters
@@ -179,8 +181,9 @@ class LoraDirectory:
     """Where each rank row of an adapter lies, for each layout (adapters of one shape share one).
 
     An adapter is a range of elements of the pool's dtype, cut into pages as its block table row
-    lists them: offset ``e`` is element ``e % page_elems`` of page ``row[e // page_elems]``. A rank
-    row is contiguous and lies within one page. Offsets are multiples of 64.
+    lists them: offset ``e`` is element ``e % page_elems`` of page ``row[e // page_elems]``, where
+    ``page_elems`` is ``pool.stride(0)``: adapters fill whole pages. A rank row is contiguous and
+    lies within one page. Offsets are multiples of 64.
     """
 
     a_offsets: Tensor  # [num_layouts, num_layers, 7, max_rank] int64, rows of A [rank, in]
@@ -259,13 +262,14 @@ class CopyPages(Protocol):
     def __call__(self, pool: Tensor, src: Tensor, dst: Tensor) -> None:
         """Copy whole pages ``src[i]`` to ``dst[i]``, every bit, NaN patterns included.
 
-        src, dst : ``[n]`` int64. ``dst`` has no duplicates and shares no page with ``src``.
+        pool : C-contiguous. src, dst : ``[n]`` int64. ``dst`` has no duplicates and shares no page
+            with ``src``.
         """
 
 
 class ZeroPages(Protocol):
     def __call__(self, pool: Tensor, ids: Tensor) -> None:
-        """Set pages ``ids`` (``[n]`` int64) to zero bits."""
+        """Set pages ``ids`` (``[n]`` int64) of a C-contiguous pool to zero bits."""
 
 
 class Sample(Protocol):

@@ -10,7 +10,6 @@ from hashlib import blake2b
 from pathlib import Path
 from zlib import crc32
 
-from scalesim.config import EngineConfig
 from scalesim.errors import AdapterError, ModelError
 from scalesim.memory.geometry import PageGeometry
 from scalesim.memory.leases.adapters import AdapterContent
@@ -37,12 +36,14 @@ MakeText = Callable[[LoadedModel, int, int], TextModel]
 
 @dataclass(frozen=True)
 class JoinModels:
-    """A ``JoinModel`` of an engine of ``config``, whose pages have ``page_bytes`` and hold
-    ``block_size`` tokens of any model. ``max_len`` is the most tokens of a sequence, and
-    ``row_blocks`` the most pages of an adapter. ``adapters`` are those of each model's shapes,
-    which all models and versions of the same shapes have in common."""
+    """A ``JoinModel`` of an engine on a ``backend``, whose models are of ``dtype``, and whose pages
+    have ``page_bytes`` and hold ``block_size`` tokens of any model. ``max_len`` is the most tokens
+    of a sequence, and ``row_blocks`` the most pages of an adapter. ``adapters`` are those of each
+    model's shapes, which all models and versions of the same shapes have in common."""
 
-    config: EngineConfig
+    backend: str
+    dtype: str
+    reproducible: bool
     page_bytes: int
     block_size: int
     kv_bytes: int
@@ -79,7 +80,7 @@ class JoinModels:
         pages = layout.pack(_weights_of(loaded))
         digest = digest_of(layout, pages)
         source = WeightsSource(layout, lambda: _weights_of(load()), digest, folder)
-        facts = repr((shape, layout.dtype, geometry, self.config.reproducible)).encode()
+        facts = repr((shape, layout.dtype, geometry, self.backend, self.reproducible)).encode()
         identity = blake2b(facts + digest, digest_size=16).digest()
         model_len = min(self.max_len, shape.max_position)
         text = self.make_text(loaded, model_len, (self.num_pages - num_pages) * self.block_size)
@@ -110,7 +111,7 @@ class JoinModels:
 
     def _load(self, path: str | Path, name: str, dummy_weights: bool) -> LoadedModel:
         return load_model(
-            path, dtype=self.config.dtype, dummy_weights=dummy_weights, seed=crc32(name.encode()),
+            path, dtype=self.dtype, dummy_weights=dummy_weights, seed=crc32(name.encode()),
             model_impl="native",
         )  # fmt: skip
 
