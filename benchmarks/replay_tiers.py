@@ -48,7 +48,7 @@ class TierCase:
 
 
 CASES = (TierCase("W1 city", "w1", 3, warmup=2), TierCase("W4 rounds", "w4", 1))
-CURVE, CURVE_AGENTS, CURVE_RUNNING = CASES[1], 500, 4
+CURVE, CURVE_AGENTS, CURVE_RUNNING = CASES[1], 300, 4
 CURVES: dict[str, tuple[str, tuple[Any, ...]]] = {
     "disk rate": ("disk", ("0.5GB", "1GB", "2GB", "5GB")),
     "host share": ("host", (0.02, 0.08, 0.3, 0.6)),

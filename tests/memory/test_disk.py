@@ -170,11 +170,8 @@ def test_a_read_that_lacks_room_gets_what_is_used_later() -> None:
     later = [agent for agent in range(12) if where(memory, agent)[2] == 0]
     assert len(later) == 2 and memory.ranking.num_clean == 4
     agent = on_disk_alone(memory, 12)[0]
-    memory.hint([(other, 0.0) for other in (*clean, agent)])
-    queue: LazyHeap[AgentState] = LazyHeap(soonest=True)
-    state = memory.owners.agent(agent)
-    queue.add(state, state.known_next_use())
-    stages = Stages(memory.residency, queue)
+    memory.hint([(other, 0.0) for other in clean])
+    stages = staging(memory, memory.owners.agent(agent))
     for _ in range(3):
         stages.plan((), lambda agent, count: 0.0)
         stages.spill(0.5)
@@ -261,8 +258,63 @@ def test_what_comes_late_from_the_disk_is_computed_again() -> None:
     assert memory.counters.spared_blocks == 2
     memory.release(lease, tokens(agent, 2 * SIZE + 1), 2 * SIZE)
     assert where(memory, agent) == (2, 0, 2)
-    assert not memory.residency.disk.takes_more  # nor is it worth to write more
     check_integrity(memory)
+
+
+def staging(memory: MemoryManager, *agents: AgentState) -> Stages:
+    """Stages with ``agents`` in their queue, all of whom call now."""
+    memory.hint([(agent.id, 0.0) for agent in agents])
+    queue: LazyHeap[AgentState] = LazyHeap(soonest=True)
+    for agent in agents:
+        queue.add(agent, agent.known_next_use())
+    return Stages(memory.residency, queue)
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_a_disk_slower_than_computing_is_read_for_those_who_can_wait(is_fast: bool) -> None:
+    """It is written all the same, as what is read meanwhile need not be computed. Nothing is read
+    for a request that starts sooner than the read ends, and computes."""
+    memory = manager(4, 4, 40)
+    if not is_fast:
+        for step in range(40):
+            memory.timing.begin_iteration(0.1 * step)
+            memory.launched(step, 40 * SIZE)
+    town(memory, 8)
+    one, other = on_disk_alone(memory, 8)[:2]
+    first, second = memory.owners.agent(one), memory.owners.agent(other)
+    stages = staging(memory, first, second)
+    in_time_s = 2 * PAGE / DISK_RATE + 2.0 * memory.timing.iteration_s
+    stages.plan((first, second), lambda agent, count: 0.0 if agent is first else in_time_s)
+    settle(memory)
+    assert (where(memory, one), where(memory, other)) == (
+        ((0, 2, 2), (0, 0, 2)) if is_fast else ((0, 0, 2), (0, 2, 2))
+    )
+    check_integrity(memory)
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_for_those_who_are_served_next_reads_start_at_once(waits: bool) -> None:
+    memory = manager(4, 4, 40)
+    town(memory, 8)
+    agent = memory.owners.agent(on_disk_alone(memory, 8)[0])
+    stages = staging(memory, agent)
+    stages.plan((agent,) if waits else (), lambda agent, count: 100.0)
+    assert memory.counters.staged_pages == 2 * waits
+
+
+def test_a_read_that_has_to_wait_for_another_copy_starts_after_it() -> None:
+    for upcoming in (True, False):
+        memory = manager(4, 4, 40)
+        town(memory, 8)
+        number = on_disk_alone(memory, 8)[0]
+        agent = memory.owners.agent(number)
+        stages = staging(memory, agent)
+        [(segment, _)] = memory.tree.match(memory.tree.root(TEXT), tokens(number, 99), 24)
+        memory.residency.disk.start_stage([(segment, 1)], agent.known_next_use())
+        for _ in range(2):
+            stages.plan((agent,) if upcoming else (), lambda agent, count: 0.0)
+            settle(memory)
+        assert where(memory, number) == (0, 2, 2)
 
 
 def test_a_full_disk_keeps_what_is_used_first() -> None:

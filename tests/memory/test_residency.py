@@ -244,14 +244,18 @@ def test_a_request_with_a_free_slot_takes_its_pages_itself() -> None:
         assert memory.counters.prefetched_pages == pages
 
 
+@pytest.mark.parametrize("told", [(0, 1), (1, 0)])
 @pytest.mark.parametrize(("waiting", "pages"), [(2, 0), (9, 2)])
-def test_where_many_wait_the_next_take_the_place_of_the_last(waiting: int, pages: int) -> None:
-    """Agent 1 has filled the pool before the order of service was known, and is served last."""
+def test_where_many_wait_the_next_take_the_place_of_the_last(
+    waiting: int, pages: int, told: tuple[int, int]
+) -> None:
+    """Agent 1 has filled the pool before the order of service was known, and is served last,
+    whoever was told of first."""
     memory = manager(4, 8)
     turn(memory, 0, 2)
     turn(memory, 1, 3)
     settle(memory)
-    memory.hint([(0, 0.0), (1, 0.0)])
+    memory.hint([(agent, 0.0) for agent in told])
     next_two = (0, 1) if waiting == 2 else (0,)
     for _ in range(3):
         memory.plan(0.0, Forecast(waiting, frees_in=10.0, upcoming=next_two))

@@ -42,13 +42,9 @@ class DiskMoves:
 
     @property
     def takes_more(self) -> bool:
-        """Whether there is a disk that can be written, and from which state comes back sooner than
-        it is computed."""
-        return (
-            self.is_there
-            and self._link.rate("down") > 0.0
-            and self._load_or_recompute.is_worth_spilling()
-        )
+        """Whether there is a disk that can be written. Also one that is slower than computing is:
+        what is read while others compute need not be computed."""
+        return self.is_there and self._link.rate("down") > 0.0
 
     def frees_host_soon(self, blocks: int) -> bool:
         """Whether spills under way will make host pages free without loss, so that to wait for them

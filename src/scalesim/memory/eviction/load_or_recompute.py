@@ -55,33 +55,25 @@ class LoadOrRecompute:
     def is_worth_saving(self, blocks: int) -> bool:
         """Whether to save ``blocks`` blocks while a request waits for their pages, rather than drop
         them and compute them again later."""
-        if not self.weighs:
-            return True
         num_bytes = self._link.queued_bytes("out") + blocks * self._page_bytes
-        worth_s = max(self._timing.usual_s, self.rebuild_s(blocks))
-        return num_bytes / self._link.rate("out") <= worth_s
+        return self.is_sooner(num_bytes / self._link.rate("out"), blocks)
 
     def is_worth_recalling(self, blocks: int, new_blocks: int) -> bool:
         """Whether to bring ``blocks`` blocks to the device through the host, ``new_blocks`` of
         which are yet to be read from the disk, rather than compute them again: if they are there
         before a prefill of them would be over, or within an iteration of the loop."""
-        if not self.weighs:
-            return True
         read_s = self._seconds("up", new_blocks) + blocks * self._page_bytes / self._link.rate("in")
-        return read_s <= max(self._timing.usual_s, self.rebuild_s(blocks))
-
-    def is_worth_spilling(self) -> bool:
-        """Whether a block is read from the disk sooner than it is computed again."""
-        page_s = seconds_at(self._link.rate("up"), self._page_bytes)
-        return not self.weighs or page_s <= self.rebuild_s(1)
+        return self.is_sooner(read_s, blocks)
 
     def is_worth_waiting(self, blocks: int) -> bool:
         """Whether to wait for the spills under way, and then for a save, rather than drop
         ``blocks`` blocks and compute them again later."""
-        if not self.weighs:
-            return True
-        worth_s = max(self._timing.usual_s, self.rebuild_s(blocks))
-        return self._seconds("down", 0) <= worth_s
+        return self.is_sooner(self._seconds("down", 0), blocks)
+
+    def is_sooner(self, seconds: float, blocks: int) -> bool:
+        """Whether to wait ``seconds`` for ``blocks`` blocks rather than compute them again: no
+        longer than a prefill of them takes, or an iteration of the loop."""
+        return not self.weighs or seconds <= max(self._timing.usual_s, self.rebuild_s(blocks))
 
     def _seconds(self, direction: Direction, blocks: int) -> float:
         """Seconds until ``blocks`` blocks more have been copied; infinite where that is not

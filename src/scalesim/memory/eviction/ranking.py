@@ -13,7 +13,7 @@ pages.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeAlias
 
 from scalesim.memory.eviction.lazy_heap import LazyHeap
@@ -23,9 +23,11 @@ from scalesim.memory.tree.next_use import NextUse
 from scalesim.memory.tree.owner import MANY_OWNERS, AgentState
 from scalesim.memory.tree.prefix_tree import PrefixTree
 from scalesim.memory.tree.segment import Segment
+from scalesim.memory.tree.walk import lineage
 
 MAX_SAVE_FAILURES = 3
 MAX_CHANGED = 256  # noted changes at most: a pool that never runs short must not collect them
+_BEFORE_ALL = 1 << 60  # more than there are sequence numbers
 
 
 class EvictionRanking:
@@ -51,7 +53,6 @@ class EvictionRanking:
         self.num_clean = self.num_unpinned = 0
         self._host_is_short = self._spills = False
         self._changed: dict[Segment, None] = {}  # since the last update
-        self._horizon: tuple[float, int] | None = None  # of those that are served next, the last
         self._seq = 0
 
     def segments(self) -> list[Segment]:
@@ -79,27 +80,32 @@ class EvictionRanking:
         time, seq = self.owners_next_use(segment)
         return NextUse(time, seq, segment.last_use, segment.last_seq)
 
-    def look_to(self, upcoming: Sequence[AgentState]) -> None:
-        """``upcoming`` are the agents that are served next, before many more; empty if no more
-        wait."""
-        uses = [(each.next_use, each.next_seq) for each in upcoming if each.next_use is not None]
-        self._horizon = max(uses, default=None)
+    def serve_next(self, agent: AgentState) -> None:
+        """``agent`` is served before many others that wait: its sequence number becomes negative,
+        so that its state is ranked before theirs."""
+        agent.served_next(self.next_seq() - _BEFORE_ALL)
+        for end in agent.paths:
+            for segment in lineage(end):
+                self.refresh(segment)
+        for segment in agent.attached:
+            if segment.runs:
+                self.owner_changed(segment, agent)
 
     def may_displace(self, ahead_of: NextUse, next_use: NextUse) -> bool:
         """Whether state that is moved ahead of one use may displace what has another one: only if
         that is needed at a later move of the clock, or if it is not known; or if many wait, and the
-        one is served among the next and the other behind all of these.
+        one is served among the next and the other is not.
 
         Else of two that are needed at the same move neither displaces the other, whoever is said to
         come first: the displaced one would be loaded again, while what is resident can be served
         first.
         """
-        now, horizon = self.timing.now, self._horizon
+        now = self.timing.now
         if next_use.time is None:
             return ahead_of.sooner_than(next_use, now)
         if next_use.distance(now) - ahead_of.distance(now) > 0.5 * self.timing.move:
             return True
-        return horizon is not None and ahead_of[:2] <= horizon < next_use[:2]
+        return ahead_of.seq < 0 <= next_use.seq
 
     def owners_next_use(self, segment: Segment) -> tuple[float | None, int]:
         """The soonest next use of the owners of ``segment``, and the sequence number of the event

@@ -58,7 +58,8 @@ class Prefetcher:
         self._timing.begin_iteration(wall_s)
         self.blocked_by = None
         self._upcoming = self._queue.upcoming(forecast.upcoming)
-        self.residency.ranking.look_to(self._upcoming if forecast.has_more else ())
+        if forecast.has_more:
+            self._rank_upcoming()
         if self._policy.look_ahead and not self.residency.allocation_failed:
             self.load(forecast)
             self._reads.plan(lambda agent, count: self._opens_in_s(agent, count, forecast))
@@ -73,6 +74,13 @@ class Prefetcher:
         if self._policy.host:
             self._save_ahead()
             self._stages.spill(self._config.clean_fraction)
+
+    def _rank_upcoming(self) -> None:
+        """Rank those that are served next before the others that wait."""
+        for agent in self._upcoming:
+            if agent.next_seq >= 0 and self._has_called(agent):
+                self.residency.ranking.serve_next(agent)
+                self._queue.add(agent)
 
     def load(self, forecast: Forecast) -> None:
         """Start the loads that have to start now. Each agent leaves ``due``, or is the last."""

@@ -40,25 +40,36 @@ class Stages:
         """Start the reads that have to begin now: for the ``upcoming``, in the order of service,
         then for the others, the soonest needed first. ``opens_in_s(agent, pages)`` gives the
         seconds until a load of so many pages to the device has to start. Nothing is read for an
-        agent whose next call ``is_guess``."""
+        agent whose next call ``is_guess``, nor for one of the ``upcoming`` that would compute
+        before the read is over."""
         self.is_busy = self.lacks_room = False
         residency = self._residency
-        timing = residency.timing
+        timing, rule = residency.timing, residency.load_or_recompute
         if not len(self._queue) or not self._disk.is_there:
             return
         most = residency.host.num_usable // _LARGEST_SHARE
-        first = (agent for agent in upcoming if agent in self._queue)
+        first, passed = [agent for agent in upcoming if agent in self._queue], list[AgentState]()
         for agent in chain(first, iter(lambda: self._queue.peek(timing.now), None)):
-            wanted = _up_to(most, self.blocks_on_disk_only(agent))
+            if agent in passed:
+                return
+            on_disk = self.blocks_on_disk_only(agent)
+            if on_disk is None:
+                passed.append(agent)
+                continue
+            wanted = _up_to(most, on_disk)
             count = sum(blocks for _, blocks in wanted)
             if count and not is_guess(agent):
                 num_bytes = self._link.queued_bytes("up") + count * residency.page_bytes
                 read_s = seconds_at(self._link.rate("up"), num_bytes) + 2.0 * timing.iteration_s
-                if opens_in_s(agent, count) > read_s:
+                late_s = read_s - opens_in_s(agent, count)
+                if late_s < 0.0 and agent not in first:
                     return
                 if self._is_busy():
                     self.is_busy = True
                     return
+                if agent in first and not rule.is_sooner(late_s, count):
+                    passed.append(agent)  # it computes instead
+                    continue
                 if not self._disk.start_stage(wanted, agent.known_next_use()):
                     self.lacks_room = True
                     return
@@ -85,10 +96,12 @@ class Stages:
             if not self._disk.start_spill(segment):
                 ranking.pass_over(segment)
 
-    def blocks_on_disk_only(self, agent: AgentState) -> list[tuple[Segment, int]]:
+    def blocks_on_disk_only(self, agent: AgentState) -> list[tuple[Segment, int]] | None:
         """The blocks of ``agent``'s paths that are to be read to the host: (segment, number of
-        blocks), parents first, the most reused path first."""
+        blocks), parents first, the most reused path first. ``None`` if another copy of the first
+        of them has to end before."""
         parts: dict[Segment, int] = {}
+        is_moving = False
         ranking = self._residency.ranking
         for end in sorted(agent.paths, key=lambda path: -agent.paths[path]):
             for segment in reversed(lineage(end)):
@@ -96,12 +109,13 @@ class Stages:
                     break
                 reach = max(len(segment.device), len(segment.host))
                 if reach < segment.disk.valid:
-                    if segment.is_moving:
+                    is_moving = segment.is_moving
+                    if is_moving:
                         break  # one copy after the other
                     parts[segment] = segment.disk.valid - len(segment.host)
                 if segment.num_available < segment.num_blocks:
                     break
-        return list(parts.items())
+        return None if is_moving and not parts else list(parts.items())
 
     def _is_busy(self, direction: Direction = "up") -> bool:
         """Whether the disk has work for more than two iterations. More copies can wait then: a copy

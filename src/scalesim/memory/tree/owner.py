@@ -123,6 +123,10 @@ class AgentState:
         """Set the next use, as told by event ``seq``; ``None`` = unknown."""
         self.next_use, self.next_seq, self.was_told_by_call = next_use, seq, False
 
+    def served_next(self, seq: int) -> None:
+        """Of all with this next use, those with a greater ``seq`` are served later."""
+        self.next_seq = seq
+
     def called(self) -> None:
         """The next use is now because the agent called."""
         self.was_told_by_call = True
