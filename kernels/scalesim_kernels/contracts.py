@@ -4,7 +4,10 @@ Common to all ops
 -----------------
 ``pool``        the page pool, ``[num_pages, num_layers, 2, num_kv_heads, block_size, head_dim]``,
                 C-contiguous, in the model's dtype; index 0 of dimension 2 is K, 1 is V. Offsets
-                into it need int64: a pool may be larger than 2**31 elements.
+                into it need int64: a pool may be larger than 2**31 elements. ``block_size`` is 16,
+                32 or 64. On a CPU, where an engine has several models, ``block_size`` of those
+                beside its own is any multiple of 16, and the ends of pages may be unused: the first
+                stride is larger then.
 fp8             where an engine has ``kv_dtype="fp8"``, the pool of the paged ops is in
                 ``float8_e4m3fn``. K and V are rounded to the nearest when they are stored, and
                 saturate at 448 (``float8.narrowed``); attention reads them exactly. Ops on adapters
