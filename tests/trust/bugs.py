@@ -228,6 +228,8 @@ BUGS = [
         Build(memory=broken.RemovesWhatOthersHave)),
     Bug("kv of one model taken for anothers", "–", MODELS,
         Build(memory=broken.FilesUnderAnotherModel)),
+    Bug("a page counted in another models tokens", "–", MODELS,
+        Build(memory=broken.CountsInItsOwnTokens)),
     Bug("stale weights: read where they lay once", "–", MODELS,
         Build(memory=broken.KnowsOnePlaceOfWeights)),
     Bug("stale weights: used before they have come", "–", MODELS,

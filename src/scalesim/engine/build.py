@@ -207,7 +207,7 @@ def _join_models(
 
     geometry = plan.geometry
     return JoinModels(
-        config, geometry.page_bytes, geometry.block_size, geometry.dtype_bytes,
+        config, geometry.page_bytes, geometry.dtype_bytes,
         plan.device_pages - 1, max_len, plan.settings.max_blocks_per_row, text, add_runner,
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ engine is new and nobody else has it yet, so all of this runs on the caller's th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from scalesim.memory.image import MemoryImage, Placed, put_agents, put_image
 from scalesim.memory.image_columns import from_columns
 from scalesim.memory.kinds import OriginSource
 from scalesim.memory.state import StateAccess
+from scalesim.memory.tree.branches import weights_in
 from scalesim.requests.adapter_registry import AdapterRegistry
 from scalesim.requests.model_registry import ModelRegistry
 from scalesim.sampling.keys import RequestCounts
@@ -123,9 +124,13 @@ def fits(parts: EngineParts, manifest: dict[str, Any]) -> bool:
 
 
 def restore_memory(
-    parts: EngineParts, where: SnapshotStore, manifest: dict[str, Any]
+    parts: EngineParts,
+    where: SnapshotStore,
+    manifest: dict[str, Any],
+    weights: Collection[bytes] | None,
 ) -> tuple[Placed, int]:
-    """Put what memory held into ``parts.memory``, which is empty; warn of what is left out. Returns
+    """Put what memory held into ``parts.memory``, which is empty; warn of what is left out: with
+    ``weights``, the digests of all models beside the engine's own, also the KV of others. Returns
     what has found a place, and the number of damaged pages."""
     image, memory = image_in(manifest), parts.memory
     places = places_in(manifest)[: len(image.segments)]  # the others are of adapters
@@ -135,9 +140,16 @@ def restore_memory(
     elif not fits(parts, manifest):
         why = "it is of another model, dtype or page layout"
     else:
+        of = [weights_in(segment.mark) for segment in image.segments]
+        former = set() if weights is None else {*of} - {b"", *weights}
+        if former:
+            _warn(
+                f"{where}: the KV of {len(former)} models is computed again: their weights are "
+                "others now, or a page holds another number of tokens"
+            )
         image.segments = [
-            segment._replace(num_content=len(found))
-            for segment, found in zip(image.segments, places, strict=True)
+            segment._replace(num_content=0 if model in former else len(found))
+            for segment, model, found in zip(image.segments, of, places, strict=True)
         ]
         with SavedPages(Generations(where), places, memory.page_bytes) as saved:
             placed = put_image(memory, image, saved.read, parts.pages, parts.store)
@@ -214,9 +226,13 @@ def _updated_pages(where: SnapshotStore, manifest: dict[str, Any]) -> dict[str, 
         }
 
 
-def restore_models(models: ModelRegistry, where: SnapshotStore, manifest: dict[str, Any]) -> None:
-    """Read the models beside the engine's own again; warn of one that is gone, or has other
-    content: its agents' calls are refused until it is added."""
+def restore_models(
+    models: ModelRegistry, where: SnapshotStore, manifest: dict[str, Any]
+) -> set[bytes] | None:
+    """Read the models beside the engine's own again; warn of one that is gone, whose agents' calls
+    are refused until it is added, or has other content. Returns the digests of their weights;
+    ``None`` if one is gone."""
+    is_whole = True
     for name, folder, dummy_weights, digest in manifest.get("models", ()):
         try:
             models.add(name, folder, dummy_weights)
@@ -225,12 +241,14 @@ def restore_models(models: ModelRegistry, where: SnapshotStore, manifest: dict[s
                 f"{where}: model {name!r} is not restored; calls on it are refused until "
                 f"engine.add_model() adds it: {error}"
             )
+            is_whole = False
             continue
         if models.known(name).value.digest.hex() != digest:
             _warn(
                 f"{where}: the files of model {name!r} have other content now; what its agents "
                 "said is computed again with it"
             )
+    return {model.weights.digest for model in models.all()} if is_whole else None
 
 
 @contextmanager

@@ -6,11 +6,12 @@ A page holds ``block_size`` tokens of KV for all layers, laid out as
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from scalesim.errors import ConfigError
 
-BLOCK_SIZES = (16, 32, 64)
+MULTIPLE = 16  # block sizes are multiples of this
+BLOCK_SIZES = (16, 32, 64)  # of an engine's own model, which decides the bytes of a page
 MIN_PAGE_BYTES = 64 * 1024
 """Copies of smaller pieces do not fill a link (4-24 KiB pieces reach a tenth of its rate)."""
 
@@ -18,7 +19,7 @@ MIN_PAGE_BYTES = 64 * 1024
 @dataclass(frozen=True, slots=True)
 class PageGeometry:
     """The shape of a page. Raises ``ConfigError`` if a dimension is not positive, or ``block_size``
-    is not one of ``BLOCK_SIZES``."""
+    is no multiple of 16."""
 
     num_layers: int
     num_kv_heads: int
@@ -30,8 +31,8 @@ class PageGeometry:
         for part in fields(self):
             if getattr(self, part.name) <= 0:
                 raise ConfigError(f"{part.name} is {getattr(self, part.name)}: must be positive")
-        if self.block_size not in BLOCK_SIZES:
-            raise ConfigError(f"block_size is {self.block_size}: must be one of {BLOCK_SIZES}")
+        if self.block_size % MULTIPLE:
+            raise ConfigError(f"block_size is {self.block_size}: must be a multiple of {MULTIPLE}")
 
     @classmethod
     def choose(
@@ -47,6 +48,19 @@ class PageGeometry:
         sizes = BLOCK_SIZES if block_size is None else (block_size,)
         choices = [cls(num_layers, num_kv_heads, head_dim, size, dtype_bytes) for size in sizes]
         return next((c for c in choices if c.page_bytes >= MIN_PAGE_BYTES), choices[-1])
+
+    @classmethod
+    def fitting(
+        cls, num_layers: int, num_kv_heads: int, head_dim: int, dtype_bytes: int, page_bytes: int
+    ) -> PageGeometry:
+        """The geometry with the largest block size whose KV fits into ``page_bytes``. Raises
+        ``ConfigError`` if none does."""
+        least = cls(num_layers, num_kv_heads, head_dim, MULTIPLE, dtype_bytes)
+        if least.page_bytes > page_bytes:
+            raise ConfigError(
+                f"KV of {MULTIPLE} tokens has {least.page_bytes} bytes, and a page has {page_bytes}"
+            )
+        return replace(least, block_size=page_bytes // least.page_bytes * MULTIPLE)
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:

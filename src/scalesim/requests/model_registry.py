@@ -121,7 +121,8 @@ class ModelRegistry(Bindings[AddedModel]):
         num_beside += 0 if added is None else added.weights.num_pages
         if not num_beside:
             return model.max_len
-        return min(model.max_len, (memory.num_pages - num_beside) * memory.block_size)
+        block_size = memory.block_size if added is None else added.block_size
+        return min(model.max_len, (memory.num_pages - num_beside) * block_size)
 
     def home_of(self, name: str | None) -> AdapterHome:
         """The home of a model's adapters; ``None``: of the engine's own."""

@@ -41,20 +41,19 @@ class DiskMoves:
         return self._disk.pool.num_usable > 0 and self._link.rate("up") > 0.0
 
     @property
-    def takes_more(self) -> bool:
-        """Whether there is a disk that can be written, and from which state comes back sooner than
-        it is computed."""
-        return (
-            self.is_there
-            and self._link.rate("down") > 0.0
-            and self._load_or_recompute.is_worth_spilling()
-        )
+    def is_writable(self) -> bool:
+        """Whether there is a disk that can be written."""
+        return self.is_there and self._link.rate("down") > 0.0
 
-    def frees_host_soon(self, blocks: int) -> bool:
+    def is_worth_spilling(self, segment: Segment) -> bool:
+        """Whether ``segment`` comes back from the disk sooner than it is computed."""
+        return self._load_or_recompute.is_worth_spilling(segment.block_size)
+
+    def frees_host_soon(self, segment: Segment) -> bool:
         """Whether spills under way will make host pages free without loss, so that to wait for them
-        is better than to lose ``blocks`` blocks."""
+        is better than to lose what only the device has of ``segment``."""
         return self._transfers.spilling_pages > 0 and self._load_or_recompute.is_worth_waiting(
-            blocks
+            segment.num_dirty, segment.block_size
         )
 
     def start_spill(self, segment: Segment) -> bool:

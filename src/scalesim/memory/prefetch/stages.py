@@ -74,13 +74,14 @@ class Stages:
             target = residency.host.num_usable
         if not target or residency.host.num_free + ranking.num_clean >= target:
             return
-        if not self._disk.takes_more:
+        if not self._disk.is_writable:
             return
         while (
             residency.host.num_free + ranking.num_clean + residency.transfers.spilling_pages
             < target
             and not self._is_busy("down")
             and (segment := ranking.farthest_to_spill()) is not None
+            and self._disk.is_worth_spilling(segment)
         ):
             if not self._disk.start_spill(segment):
                 ranking.pass_over(segment)
