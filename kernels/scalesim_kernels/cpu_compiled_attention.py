@@ -82,7 +82,7 @@ def eight_scores(q: Any, q_at: int, layer: Any, k_at: int, dim: int) -> Any:
     return sums(a, b, c, d, e, f, g, h)
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def mix_row(
     mixed: Any, m_at: int, faded: Any, weights: Any, w_at: int, w_step: int, layer: Any,
     values: Any, first: int, end: int, dim: int, part_size: int,
@@ -144,24 +144,24 @@ def mix_row(
         i += 2 * WIDTH
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def mix_four(
-    mixed: Any, m_at: int, fades: Any, weights: Any, w_at: int, w_step: int, layer: Any,
+    mixed: Any, m_at: int, fades: Any, r: int, weights: Any, w_at: int, w_step: int, layer: Any,
     values: Any, first: int, end: int, dim: int, part_size: int,
 ) -> None:  # fmt: skip
     """As ``mix_row``, of four rows side by side: what is loaded serves four times, or twice."""
     for i in range(0, dim - WIDE, 2 * WIDE):
         m = m_at + i
-        fade = spread(fades, 0)
+        fade = spread(fades, r)
         a = multiply(fade, load_wide(mixed, m))
         b = multiply(fade, load_wide(mixed, m + WIDE))
-        fade = spread(fades, 1)
+        fade = spread(fades, r + 1)
         c = multiply(fade, load_wide(mixed, m + dim))
         d = multiply(fade, load_wide(mixed, m + dim + WIDE))
-        fade = spread(fades, 2)
+        fade = spread(fades, r + 2)
         e = multiply(fade, load_wide(mixed, m + 2 * dim))
         f = multiply(fade, load_wide(mixed, m + 2 * dim + WIDE))
-        fade = spread(fades, 3)
+        fade = spread(fades, r + 3)
         g = multiply(fade, load_wide(mixed, m + 3 * dim))
         h = multiply(fade, load_wide(mixed, m + 3 * dim + WIDE))
         position = first
@@ -194,10 +194,10 @@ def mix_four(
         return
     i = dim - WIDE
     m = m_at + i
-    a = multiply(spread(fades, 0), load_wide(mixed, m))
-    c = multiply(spread(fades, 1), load_wide(mixed, m + dim))
-    e = multiply(spread(fades, 2), load_wide(mixed, m + 2 * dim))
-    g = multiply(spread(fades, 3), load_wide(mixed, m + 3 * dim))
+    a = multiply(spread(fades, r), load_wide(mixed, m))
+    c = multiply(spread(fades, r + 1), load_wide(mixed, m + dim))
+    e = multiply(spread(fades, r + 2), load_wide(mixed, m + 2 * dim))
+    g = multiply(spread(fades, r + 3), load_wide(mixed, m + 3 * dim))
     for j in range(first, end):
         part, at = j // part_size, w_at + j * w_step
         x = load_wide(layer, values[part] + (j - part * part_size) * dim + i)
@@ -211,7 +211,7 @@ def mix_four(
     store(mixed, m + 3 * dim, g)
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def widen_block(
     codes: Any, c_at: int, floats: Any, f_at: int, size: int, v_of_codes: int, v_of_floats: int
 ) -> None:
@@ -221,7 +221,7 @@ def widen_block(
         store(floats, f_at + v_of_floats + i, load_float8(codes, c_at + v_of_codes + i))
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def weigh_row(
     scores: Any, s_at: int, first: int, end: int, capped: bool, cap: Any, scale: Any, q: Any,
     q_at: int, layer: Any, values: Any, v_of_k: int, dim: int, part_size: int, sums_of: Any,
@@ -251,7 +251,7 @@ def weigh_row(
     maxima[r], fades[r] = maximum, fade
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def weigh_rows(
     scores: Any, num_lanes: int, num_keys: int, masked: bool, capped: bool, cap: Any, scale: Any,
     firsts: Any, ends: Any, sums_of: Any, r: int,
@@ -318,7 +318,7 @@ def attention(pointer: Any) -> None:
     layer = carray(floats(job.layer), job.layer_size)
     codes = carray(octets(job.layer), job.layer_size)
     table = carray(ints(job.table), job.table_size)
-    items = carray(ints(job.items), (job.num_items // num_kv_heads, 4))
+    items = carray(ints(job.items), job.num_items // num_kv_heads * 4)
     capped = job.soft_cap > 0
     cap, scale = job.soft_cap, job.scale / job.soft_cap if capped else job.scale
     most_lanes = -(-job.most_tokens * group // WIDE) * WIDE
@@ -343,8 +343,9 @@ def attention(pointer: Any) -> None:
         if index >= job.num_items:
             return
         head = index % num_kv_heads
-        item = items[index // num_kv_heads]
-        row, first_token, num_tokens, first_position = item[0], item[1], item[2], item[3]
+        item = index // num_kv_heads * 4
+        row, first_token = items[item], items[item + 1]
+        num_tokens, first_position = items[item + 2], items[item + 3]
         num_rows = num_tokens * group
         num_lanes = -(-num_rows // WIDE) * WIDE
         side_by_side = WIDE > WIDTH and num_rows > WIDE // 2
@@ -355,9 +356,10 @@ def attention(pointer: Any) -> None:
             at = q_at + taken // group * job.q_stride + taken % group * dim
             for i in range(dim):
                 queries[i * num_lanes + r] = q[at + i]
-        mixed[: num_rows * dim] = 0
-        maxima[:num_lanes] = MINUS_INFINITY
-        masses[:num_lanes] = 0
+        for i in range(num_rows * dim):
+            mixed[i] = NO_FLOAT
+        for r in range(num_lanes):
+            maxima[r], masses[r] = MINUS_INFINITY, NO_FLOAT
         last = first_position + num_tokens - 1
         start = 0 if window == 0 else max(0, first_position - window + 1) // TILE * TILE
         for base in range(start, last + 1, TILE):
@@ -409,18 +411,19 @@ def attention(pointer: Any) -> None:
                     stop = min(low, ends[each])
                     if firsts[each] < stop:
                         mix_row(mixed, each * dim, fill(fades[each]), weights, each * w_row,
-                                w_step, layer, values, firsts[each], stop, dim,
+                                w_step, layer, values, np.int64(firsts[each]), stop, dim,
                                 part_size)  # fmt: skip
                         fades[each] = ONE
                 if low < high:
-                    mix_four(mixed, r * dim, fades[r:], weights, r, num_lanes, layer, values, low,
+                    mix_four(mixed, r * dim, fades, r, weights, r, num_lanes, layer, values, low,
                              high, dim, part_size)  # fmt: skip
-                    fades[r : r + ROWS] = ONE
+                    for each in range(r, r + ROWS):
+                        fades[each] = ONE
                 for each in range(r, r + count):
                     after = max(high, firsts[each])
                     if after < ends[each]:
                         mix_row(mixed, each * dim, fill(fades[each]), weights, each * w_row,
-                                w_step, layer, values, after, ends[each], dim,
+                                w_step, layer, values, after, np.int64(ends[each]), dim,
                                 part_size)  # fmt: skip
         for r in range(num_rows):
             token = first_token + r // group

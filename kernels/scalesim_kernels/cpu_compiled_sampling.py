@@ -1,8 +1,8 @@
 """Sampling of the CPU set, compiled by numba: a row each item, without a sort of the vocabulary.
 
 A token's mass is its weight in units of 2⁻⁴⁰ of the largest, as an integer, as in the Triton set:
-sums of integers are the same in any order. A cut looks for the tokens at which a goal is reached by
-the leading bits of their weights, and sorts those that share these bits only.
+sums of integers are the same in any order. A cut finds the weight at which a goal is reached ten bits
+at a time: a vocabulary is never sorted.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from .cpu_team import run
 from .philox import uniform
 
 SMALL, SMALL_GREEDY = 1 << 16, 1 << 20  # logits: fewer are done with before a team is awake
-SHARED_BITS = 19  # of a weight's 32, which tokens of one bucket may differ in
-BUCKETS = (0x3F800000 >> SHARED_BITS) + 1  # up to a weight of 1
+WEIGHT_BITS, DIGIT_BITS = 30, 10  # a weight is at most 1, whose bits are 0x3F800000
+DIGITS = 1 << DIGIT_BITS
 UNIT = np.float32(2.0**40)
 NO_FLOAT, MINUS_INFINITY = np.float32(0), np.float32(-np.inf)
 
@@ -60,49 +60,42 @@ def weigh(logits: Any, at: int, vocab: int, best: Any, temperature: Any, weights
     for i in range(0, whole, WIDTH):
         store(weights, i, exp(divide(subtract(load(logits, at + i), peak), heat)))
     if whole < vocab:
-        weights[whole : whole + WIDTH] = best
+        store(weights, whole, peak)
         for i in range(whole, vocab):
             weights[i] = logits[at + i]
         store(weights, whole, exp(divide(subtract(load(weights, whole), peak), heat)))
 
 
 @njit(inline="always")
-def cut(
-    weights: Any, vocab: int, counted: bool, goal: int, counts: Any, masses: Any, ids: Any
-) -> None:
+def cut(weights: Any, vocab: int, counted: bool, goal: int, counts: Any, masses: Any) -> None:
     """Set to zero all weights but the largest whose number (``counted``) or mass reaches ``goal``;
-    of equal ones, the lowest ids are kept."""
+    of equal ones, the lowest ids are kept. Floats that are not negative are in the order of their
+    bits."""
     bits = weights.view(np.int32)
-    counts[:] = 0
-    masses[:] = 0
+    reached, least, shift = 0, 0, WEIGHT_BITS  # by larger weights; the least that stays >> shift
+    while shift > 0:
+        for digit in range(DIGITS):
+            counts[digit] = masses[digit] = 0
+        for i in range(vocab):
+            if bits[i] >> shift == least:
+                digit = bits[i] >> (shift - DIGIT_BITS) & (DIGITS - 1)
+                counts[digit] += 1
+                masses[digit] += mass_of(weights[i])
+        digit = DIGITS - 1
+        while digit >= 0:
+            more = counts[digit] if counted else masses[digit]
+            if counts[digit] > 0 and reached + more >= goal:
+                break
+            reached += more
+            digit -= 1
+        if digit < 0:
+            return
+        least, shift = least << DIGIT_BITS | digit, shift - DIGIT_BITS
     for i in range(vocab):
-        bucket = bits[i] >> SHARED_BITS
-        counts[bucket] += 1
-        masses[bucket] += mass_of(weights[i])
-    reached, bucket = 0, BUCKETS - 1
-    while bucket >= 0:
-        more = counts[bucket] if counted else masses[bucket]
-        if counts[bucket] > 0 and reached + more >= goal:
-            break
-        reached += more
-        bucket -= 1
-    if bucket < 0:
-        return
-    num_ids = 0
-    for i in range(vocab):
-        if bits[i] >> SHARED_BITS == bucket:
-            ids[num_ids] = i
-            num_ids += 1
-    last = -1
-    for place in np.argsort(-weights[ids[:num_ids]], kind="mergesort"):
-        last = ids[place]
-        reached += 1 if counted else mass_of(weights[last])
-        if reached >= goal:
-            break
-    least = weights[last]
-    for i in range(vocab):
-        if weights[i] < least or (weights[i] == least and i > last):
+        if bits[i] < least or (bits[i] == least and reached >= goal):
             weights[i] = 0
+        elif bits[i] == least:
+            reached += 1 if counted else mass_of(weights[i])
 
 
 @njit(inline="always")
@@ -124,8 +117,7 @@ def sample_rows(pointer: Any) -> None:
     top_ps = carray(floats(job.top_ps), num_rows)
     draws = carray(doubles(job.draws), num_rows)
     weights = np.empty(job.num_weights, np.float32)
-    ids = np.empty(job.num_weights, np.int64)
-    counts, masses = np.empty(BUCKETS, np.int64), np.empty(BUCKETS, np.int64)
+    counts, masses = np.empty(DIGITS, np.int64), np.empty(DIGITS, np.int64)
     whole = vocab // (4 * WIDTH) * 4 * WIDTH
     while True:
         row = take_next(pointer)
@@ -159,11 +151,11 @@ def sample_rows(pointer: Any) -> None:
             continue
         weigh(logits, at, vocab, best, temperatures[row], weights)
         if 0 < top_ks[row] < vocab:
-            cut(weights, vocab, True, np.int64(top_ks[row]), counts, masses, ids)
+            cut(weights, vocab, True, np.int64(top_ks[row]), counts, masses)
         mass = mass_of_all(weights, vocab)
         if top_ps[row] < 1:
             goal = np.int64(np.ceil(np.float64(top_ps[row]) * mass))
-            cut(weights, vocab, False, goal, counts, masses, ids)
+            cut(weights, vocab, False, goal, counts, masses)
             mass = mass_of_all(weights, vocab)
         goal, reached = np.int64(draws[row] * mass), mass_of(weights[0])
         while reached <= goal and token < vocab - 1:
