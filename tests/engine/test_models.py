@@ -127,6 +127,8 @@ def test_texts_are_those_of_an_engine_with_room(policy: str) -> None:
             for id in list(CAST)[::3]:
                 values[id] = torch.arange(50) + len(id)
                 engine.agent(id).state["memory"] = values[id]
+        held = {found.name: found.block_size for found in engine.models.list()}
+        assert held | {None: engine.parts.memory.block_size} == BLOCK_SIZES
         assert play(engine) == expected()
         check_integrity(engine.parts.memory)
         for id, value in values.items():

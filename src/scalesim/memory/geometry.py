@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 
 from scalesim.errors import ConfigError
 
-MULTIPLE = 16  # block sizes are multiples of this
+BLOCK_MULTIPLE = 16  # block sizes are multiples of this
 BLOCK_SIZES = (16, 32, 64)  # of an engine's own model, which decides the bytes of a page
 MIN_PAGE_BYTES = 64 * 1024
 """Copies of smaller pieces do not fill a link (4-24 KiB pieces reach a tenth of its rate)."""
@@ -31,8 +31,10 @@ class PageGeometry:
         for part in fields(self):
             if getattr(self, part.name) <= 0:
                 raise ConfigError(f"{part.name} is {getattr(self, part.name)}: must be positive")
-        if self.block_size % MULTIPLE:
-            raise ConfigError(f"block_size is {self.block_size}: must be a multiple of {MULTIPLE}")
+        if self.block_size % BLOCK_MULTIPLE:
+            raise ConfigError(
+                f"block_size is {self.block_size}: must be a multiple of {BLOCK_MULTIPLE}"
+            )
 
     @classmethod
     def choose(
@@ -55,12 +57,13 @@ class PageGeometry:
     ) -> PageGeometry:
         """The geometry with the largest block size whose KV fits into ``page_bytes``. Raises
         ``ConfigError`` if none does."""
-        least = cls(num_layers, num_kv_heads, head_dim, MULTIPLE, dtype_bytes)
+        least = cls(num_layers, num_kv_heads, head_dim, BLOCK_MULTIPLE, dtype_bytes)
         if least.page_bytes > page_bytes:
             raise ConfigError(
-                f"KV of {MULTIPLE} tokens has {least.page_bytes} bytes, and a page has {page_bytes}"
+                f"KV of {BLOCK_MULTIPLE} tokens has {least.page_bytes} bytes, and a page has "
+                f"{page_bytes}"
             )
-        return replace(least, block_size=page_bytes // least.page_bytes * MULTIPLE)
+        return replace(least, block_size=page_bytes // least.page_bytes * BLOCK_MULTIPLE)
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
