@@ -10,8 +10,9 @@ Common to all ops
                 stride is larger then.
 fp8             where an engine has ``kv_dtype="fp8"``, the pool of the paged ops is in
                 ``float8_e4m3fn``. K and V are rounded to the nearest when they are stored, and
-                saturate at 448 (``float8.narrowed``); attention reads them exactly. Ops on adapters
-                get the same memory in the dtype of ``x``, its last dimension shorter.
+                saturate at 448 (``float8.narrowed``); attention reads them exactly.
+adapters        ops on them get the pool's memory in the dtype of ``x`` and in whole pages, which KV
+                may not fill: ``[num_pages, 1, 1, 1, 1, page_elems]``.
 layer           which of the pool's layers.
 batch, plan     the step's ``PagedBatch``, and what the set's ``plan`` made of it.
 garbage         every byte of a page past its sequence's valid positions may hold any bits, NaN and

@@ -344,7 +344,7 @@ def test_kv_comes_with_the_weights_that_a_request_waits_for() -> None:
         timing.launched(number, 64)
         timing.begin_iteration(100.0 * number)
         timing.begin_iteration(100.0 * number + 0.001)
-    assert memory.residency.load_or_recompute.num_worth_loading(2) == 0
+    assert memory.residency.load_or_recompute.num_worth_loading(2, SIZE) == 0
     assert asked().num_cached == 8
 
 

@@ -20,11 +20,10 @@ from scalesim.engine.parts import EngineParts
 from scalesim.engine.saved_adapters import digests_in_manifest
 from scalesim.engine.world import WorldState
 from scalesim.errors import AdapterError, ModelError, ScaleSimError, SnapshotError, SnapshotWarning
-from scalesim.memory.image import MemoryImage, Placed, put_agents, put_image
+from scalesim.memory.image import MemoryImage, Placed, leave_out_others, put_agents, put_image
 from scalesim.memory.image_columns import from_columns
 from scalesim.memory.kinds import OriginSource
 from scalesim.memory.state import StateAccess
-from scalesim.memory.tree.branches import weights_in
 from scalesim.requests.adapter_registry import AdapterRegistry
 from scalesim.requests.model_registry import ModelRegistry
 from scalesim.sampling.keys import RequestCounts
@@ -140,17 +139,16 @@ def restore_memory(
     elif not fits(parts, manifest):
         why = "it is of another model, dtype or page layout"
     else:
-        of = [weights_in(segment.mark) for segment in image.segments]
-        former = set() if weights is None else {*of} - {b"", *weights}
+        image.segments = [
+            segment._replace(num_content=len(found))
+            for segment, found in zip(image.segments, places, strict=True)
+        ]
+        former = 0 if weights is None else leave_out_others(image, weights)
         if former:
             _warn(
-                f"{where}: the KV of {len(former)} models is computed again: their weights are "
-                "others now, or a page holds another number of tokens"
+                f"{where}: the KV of {former} models is computed again: their weights are others "
+                "now, or a page holds another number of tokens"
             )
-        image.segments = [
-            segment._replace(num_content=0 if model in former else len(found))
-            for segment, model, found in zip(image.segments, of, places, strict=True)
-        ]
         with SavedPages(Generations(where), places, memory.page_bytes) as saved:
             placed = put_image(memory, image, saved.read, parts.pages, parts.store)
         if placed.num_left_out:

@@ -10,7 +10,7 @@ empty.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from scalesim.memory.disk.slot_store import SlotStore
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pools.page_access import PageAccess, PoolName
 from scalesim.memory.tiers import Tier
+from scalesim.memory.tree.branches import weights_in
 from scalesim.memory.tree.owner import AgentState, AgentStatistics
 from scalesim.memory.tree.prefix_tree import TEXT
 from scalesim.memory.tree.segment import Segment
@@ -237,6 +238,18 @@ def _agent_image(state: AgentState, place: dict[Segment | None, int]) -> AgentIm
 ReadBlocks = Callable[[int, int], Bytes2D]
 """``(segment, count)``: the pages of the first blocks of a segment of an image, uint8
 ``[n, page_bytes]``; fewer than ``count`` where a page is not sound."""
+
+
+def leave_out_others(image: MemoryImage, weights: Collection[bytes]) -> int:
+    """Take the content from the segments of ``image`` that models beside the engine's own computed
+    with other weights than these, which nobody asks for. Returns the number of such models."""
+    others: dict[int, bytes] = {}  # by index
+    for index, found in enumerate(image.segments):
+        own = weights_in(found.mark)
+        if found.parent in others or (own and own not in weights):
+            others[index] = own or others[found.parent]
+            image.segments[index] = found._replace(num_content=0)
+    return len({*others.values()})
 
 
 class Placed(NamedTuple):

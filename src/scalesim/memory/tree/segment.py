@@ -96,7 +96,7 @@ class Segment:
     ) -> None:
         self.parent = parent
         self.loss: Loss = loss if parent is None else parent.loss
-        self.block_size = block_size if parent is None else parent.block_size
+        self.block_size: int = block_size if parent is None else parent.block_size
         self.tokens = tokens
         self.num_blocks = num_blocks
         self.seq = seq
