@@ -327,6 +327,7 @@ def store_index(batch: PagedBatch, pool: Tensor) -> tuple[int, Tensor]:
     rows = batch.token_rows.numpy()
     num_tokens = int(np.count_nonzero(rows))  # padding stands last
     positions = batch.positions.numpy()[:num_tokens, None].astype(np.int64)
-    pages = batch.block_table.numpy()[rows[:num_tokens, None], positions // block_size]
+    table = batch.block_table.numpy()
+    pages = table[rows[:num_tokens, None], positions // block_size].astype(np.int64)
     row = row_elements(pool, head_dim)
     return num_tokens, row_index(pool, pages, positions, head_dim, row)

@@ -191,7 +191,7 @@ def row_index(pool: Tensor, pages: Ints, positions: Ints, width: int, row: int) 
     _, _, _, num_kv_heads, block_size, head_dim = pool.shape
     head = np.arange(2 * num_kv_heads)[:, None] * block_size
     slots = head + (positions % block_size)[..., None, :]
-    first = pages.astype(np.int64)[..., None, :] * pool.stride(0) + slots * head_dim
+    first = pages[..., None, :] * pool.stride(0) + slots * head_dim
     return torch.from_numpy((first[..., None] // row + np.arange(width // row)).reshape(-1))
 
 
@@ -202,7 +202,7 @@ def gather(seqs: Sequences, kv_len: int, pool: Tensor, calls: tuple[SdpaCall, ..
     positions = np.arange(0, kv_len, part)
     # Parts past the context read the sequence's first part: entries there are stale.
     positions = np.where(positions < seqs.context_len[:, None], positions, 0)
-    pages = seqs.table[seqs.rows[:, None], positions // block_size]
+    pages = seqs.table[seqs.rows[:, None], positions // block_size].astype(np.int64)
     row = row_elements(pool, part * head_dim)
     return Gather(
         len(seqs.rows), kv_len, row, row_index(pool, pages, positions, part * head_dim, row),

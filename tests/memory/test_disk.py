@@ -261,7 +261,8 @@ def test_what_comes_late_from_the_disk_is_computed_again() -> None:
     assert memory.counters.spared_blocks == 2
     memory.release(lease, tokens(agent, 2 * SIZE + 1), 2 * SIZE)
     assert where(memory, agent) == (2, 0, 2)
-    assert not memory.residency.disk.takes_more  # nor is it worth to write more
+    # nor is it worth to write more
+    assert not any(map(memory.residency.disk.is_worth_spilling, memory.tree))
     check_integrity(memory)
 
 

@@ -159,7 +159,8 @@ class TagRunner:
     def _places(self, rows: Int64s, positions: Int64s, sizes: Int64s) -> Int64s:
         """Indices into the tags of the slots at ``positions`` of ``rows``, in blocks of ``sizes``
         tokens."""
-        return self.table[rows, positions // sizes] * self._block_size + positions % sizes
+        pages = self.table[rows, positions // sizes]
+        return pages * self._block_size + positions % sizes
 
     def _check_writes(self, rows: Int64s, positions: Int64s, written: Int64s) -> None:
         unset = (rows != 0) & (written < self._block_size)
