@@ -189,10 +189,12 @@ def row_index(pool: Tensor, pages: Ints, positions: Ints, width: int, row: int) 
     each of ``positions`` (``[..., n]``, in ``pages``) on, ``width`` elements: int64, in the order
     ``[..., K or V, kv_head, n]``."""
     _, _, _, num_kv_heads, block_size, head_dim = pool.shape
-    head = np.arange(2 * num_kv_heads)[:, None] * block_size
-    slots = head + (positions % block_size)[..., None, :]
-    first = pages[..., None, :] * pool.stride(0) + slots * head_dim
-    return torch.from_numpy((first[..., None] // row + np.arange(width // row)).reshape(-1))
+    head = np.arange(2 * num_kv_heads)[:, None] * (block_size * head_dim // row)
+    slot = pages * (pool.stride(0) // row) + positions % block_size * head_dim // row
+    first = slot[..., None, :] + head
+    if row < width:
+        first = first[..., None] + np.arange(width // row)
+    return torch.from_numpy(first.reshape(-1))
 
 
 def gather(seqs: Sequences, kv_len: int, pool: Tensor, calls: tuple[SdpaCall, ...]) -> Gather:
