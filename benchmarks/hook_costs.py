@@ -51,7 +51,7 @@ def hook_costs(num_agents: int) -> dict[str, float]:
     blocks = [_Block(number) for number in range(resident * BLOCKS_A_PROMPT)]
     cached: dict[object, _Block] = {}
     left: list[object] = []
-    queue = NextUseQueue(_Queue(blocks), board.keys, lambda key, block: left.append(key))
+    queue = NextUseQueue(_Queue(blocks), board.keys, left.extend)
     board.keys.watch(cached.__contains__)
     calls: list[float] = []
     taking: list[float] = []

@@ -53,6 +53,7 @@ class ArmSettings:
     adapters: int = 0  # LoRA adapters, which agents have in turn
     adapter_slots: int = 0  # how many of them the device holds; 0: all
     known: int = 0  # agents that are spoken of before the first call, and never call
+    ranks: int = 1  # workers, each with a part of every layer and of its cache
     seed: int = 0
 
     def prompt(self, agent: int, number: int) -> list[int]:
@@ -86,20 +87,25 @@ def make_llm(folder: Path, settings: ArmSettings) -> Any:
         page = 2 * 2 * settings.block_size * 2 * 32 * 4  # K and V, layers, tokens, heads, float32
         extra = {
             "spec_name": "ScaleSimOffloadingSpec",
+            "spec_module_path": "scalesim.vllm.spec",  # for workers, where nothing is registered
             "cpu_bytes_to_use": settings.host_blocks * -(-page // 4096) * 4096,
             "offload_prompt_only": False,
             **settings.extra,
         }
+        own = settings.connector == "ScaleSimConnector"
         transfer = KVTransferConfig(
-            kv_connector=settings.connector, kv_role="kv_both", kv_connector_extra_config=extra
-        )
+            kv_connector=settings.connector, kv_role="kv_both", kv_connector_extra_config=extra,
+            kv_connector_module_path="scalesim.vllm.connector" if own else None,
+        )  # fmt: skip
     return LLM(
         model=str(folder), skip_tokenizer_init=True, dtype="float32", enforce_eager=True,
         block_size=settings.block_size, num_gpu_blocks_override=settings.device_blocks + 1,
         max_model_len=settings.prefix + settings.new + settings.output + settings.block_size,
         max_num_seqs=16, max_num_batched_tokens=2048,
         enable_prefix_caching=True, kv_transfer_config=transfer, disable_log_stats=True,
-        seed=0, enable_lora=bool(settings.adapters),
+        seed=0, tensor_parallel_size=settings.ranks,
+        distributed_executor_backend="mp" if settings.ranks > 1 else None,
+        enable_lora=bool(settings.adapters),
         max_loras=max(1, settings.adapter_slots or settings.adapters),
     )  # fmt: skip
 

@@ -5,7 +5,7 @@ on scattered runs of pages, alone and beside a decode that it must not slow down
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,14 +87,15 @@ def ceilings(
     return best
 
 
-def elapsed(bench: Bench, ways: tuple[Direction, ...], work: Callable[[], None]) -> float:
-    """Host seconds from the first copy given to the last one landed; the second of two runs."""
+def elapsed(bench: Bench, streams: Sequence[str], work: Callable[[], None]) -> float:
+    """Host seconds from the first copy given to ``streams`` to the last one landed; the second of
+    two runs."""
     for _ in range(2):
         bench.synchronize()
         start = time.perf_counter()
         work()
-        for way in ways:
-            bench.device.stream(way).record().synchronize()
+        for name in streams:
+            bench.device.stream(name).record().synchronize()
         seconds = time.perf_counter() - start
     return seconds
 

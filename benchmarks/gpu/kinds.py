@@ -16,12 +16,11 @@ import numpy as np
 
 from benchmarks.gpu.adapters import RandomAdapters
 from benchmarks.gpu.bench import Bench, Compilations
-from benchmarks.gpu.turns import SETTINGS, TINY_SETTINGS, Watch, dummy, settings_for
+from benchmarks.gpu.turns import SETTINGS, TINY_SETTINGS, Watch, dummy, own_runner, settings_for
 from scalesim.engine.build import parts_for
 from scalesim.engine.engine import Engine
 from scalesim.memory.geometry import PageGeometry
 from scalesim.model.adapters.folder import AdapterFolders
-from scalesim.model.runner.cuda_runner import CudaRunner
 from scalesim.model.text.tokenizer import ByteTokenizer
 
 SCHEMA = {
@@ -55,15 +54,15 @@ def run(bench: Bench) -> None:
     config = replace(settings_for(bench, setting, loaded, "resident"), reproducible=True)
     device = None if bench.on_gpu else bench.device
     parts = parts_for(loaded, config, bench.kernels(), tokenizer=ByteTokenizer(), device=device)
-    runner, folders = parts.runner, parts.read_adapter
-    assert isinstance(runner, CudaRunner) and isinstance(folders, AdapterFolders)
+    runner, folders = own_runner(parts.runner), parts.read_adapter
+    assert isinstance(folders, AdapterFolders)
     shape = loaded.config
     geometry = PageGeometry.choose(
         shape.num_layers, shape.num_kv_heads, shape.head_dim, loaded.model.dtype.itemsize
     )
     adapters = RandomAdapters(loaded, geometry, folders, rank=2 if not bench.on_gpu else 16)
     asked, rng = kinds(bench), np.random.default_rng(bench.seed)
-    parts = replace(parts, runner=Watch(runner), read_adapter=adapters)
+    parts = replace(parts, runner=Watch(parts.runner), read_adapter=adapters)
     with Engine(parts) as engine, Compilations() as compiled:
         captures = runner.graphs.num_captures
         play(engine, asked, None, setting.prefix, rng)

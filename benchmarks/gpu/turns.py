@@ -33,6 +33,7 @@ from scalesim.model.checkpoint.config import ModelConfig
 from scalesim.model.checkpoint.loader import LoadedModel, load_model
 from scalesim.model.layers.rope import RopeConfig
 from scalesim.model.runner.cuda_runner import CudaRunner
+from scalesim.model.runner.several_models import ModelRunners
 from scalesim.requests.call import Call
 from scalesim.requests.request import Request
 from scalesim.sampling.params import SamplingParams
@@ -115,6 +116,12 @@ class Watch:
         output = self.inner.collect(step)
         self.compute_s += output.compute_s
         return output
+
+
+def own_runner(runner: Runner) -> CudaRunner:
+    """The runner of an engine's own model."""
+    assert isinstance(runner, ModelRunners) and isinstance(runner.own, CudaRunner)
+    return runner.own
 
 
 def large(bench: Bench) -> None:
@@ -237,8 +244,7 @@ def play(
     with engine_for(bench, loaded, config) as (engine, watch):
         texts = histories(setting, loaded.config.vocab_size, bench.seed)
         one_turn(engine, setting, texts, 0, Played())
-        runner = watch.inner
-        assert isinstance(runner, CudaRunner)
+        runner = own_runner(watch.inner)
         counters, captures = engine.parts.memory.counters, runner.graphs.num_captures
         moved, compute_s = counters.loaded_pages + counters.saved_pages, watch.compute_s
         loads, until_s = counters.demand_loads, time.perf_counter() + setting.arm_s

@@ -3,16 +3,15 @@
 Common to all ops
 -----------------
 ``pool``        the page pool, ``[num_pages, num_layers, 2, num_kv_heads, block_size, head_dim]``,
-                C-contiguous, in the model's dtype; index 0 of dimension 2 is K, 1 is V. Offsets
-                into it need int64: a pool may be larger than 2**31 elements. ``block_size`` is 16,
-                32 or 64. On a CPU, where an engine has several models, ``block_size`` of those
-                beside its own is any multiple of 16, and the ends of pages may be unused: the first
-                stride is larger then.
+                in the model's dtype; index 0 of dimension 2 is K, 1 is V. Each page is
+                C-contiguous. A page has ``pool.stride(0)`` elements: more than the model's KV
+                where several models share the pages. Offsets into it need int64: a pool may be
+                larger than 2**31 elements. ``block_size`` is 16, 32 or 64; on a CPU, that of models
+                beside an engine's own may be any multiple of 16.
 fp8             where an engine has ``kv_dtype="fp8"``, the pool of the paged ops is in
                 ``float8_e4m3fn``. K and V are rounded to the nearest when they are stored, and
-                saturate at 448 (``float8.narrowed``); attention reads them exactly.
-adapters        ops on them get the pool's memory in the dtype of ``x`` and in whole pages, which KV
-                may not fill: ``[num_pages, 1, 1, 1, 1, page_elems]``.
+                saturate at 448 (``float8.narrowed``); attention reads them exactly. Ops on adapters
+                get the same memory in the dtype of ``x``, its last dimension shorter.
 layer           which of the pool's layers.
 batch, plan     the step's ``PagedBatch``, and what the set's ``plan`` made of it.
 garbage         every byte of a page past its sequence's valid positions may hold any bits, NaN and
@@ -183,8 +182,9 @@ class LoraDirectory:
     """Where each rank row of an adapter lies, for each layout (adapters of one shape share one).
 
     An adapter is a range of elements of the pool's dtype, cut into pages as its block table row
-    lists them: offset ``e`` is element ``e % page_elems`` of page ``row[e // page_elems]``. A rank
-    row is contiguous and lies within one page. Offsets are multiples of 64.
+    lists them: offset ``e`` is element ``e % page_elems`` of page ``row[e // page_elems]``, where
+    ``page_elems`` is ``pool.stride(0)``: adapters fill whole pages. A rank row is contiguous and
+    lies within one page. Offsets are multiples of 64.
     """
 
     a_offsets: Tensor  # [num_layouts, num_layers, 7, max_rank] int64, rows of A [rank, in]
@@ -263,13 +263,14 @@ class CopyPages(Protocol):
     def __call__(self, pool: Tensor, src: Tensor, dst: Tensor) -> None:
         """Copy whole pages ``src[i]`` to ``dst[i]``, every bit, NaN patterns included.
 
-        src, dst : ``[n]`` int64. ``dst`` has no duplicates and shares no page with ``src``.
+        pool : C-contiguous. src, dst : ``[n]`` int64. ``dst`` has no duplicates and shares no page
+            with ``src``.
         """
 
 
 class ZeroPages(Protocol):
     def __call__(self, pool: Tensor, ids: Tensor) -> None:
-        """Set pages ``ids`` (``[n]`` int64) to zero bits."""
+        """Set pages ``ids`` (``[n]`` int64) of a C-contiguous pool to zero bits."""
 
 
 class Sample(Protocol):

@@ -1,8 +1,8 @@
 """Sampling of the CPU set, compiled by numba: a row each item, without a sort of the vocabulary.
 
 A token's mass is its weight in units of 2⁻⁴⁰ of the largest, as an integer, as in the Triton set:
-sums of integers are the same in any order. A cut finds the weight at which a goal is reached ten bits
-at a time: a vocabulary is never sorted.
+sums of integers are the same in any order. A cut finds the weight at which a goal is reached ten
+bits at a time: a vocabulary is never sorted.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ def weigh(logits: Any, at: int, vocab: int, best: Any, temperature: Any, weights
 
 @njit(inline="always")
 def cut(weights: Any, vocab: int, counted: bool, goal: int, counts: Any, masses: Any) -> None:
-    """Set to zero all weights but the largest whose number (``counted``) or mass reaches ``goal``;
-    of equal ones, the lowest ids are kept. Floats that are not negative are in the order of their
-    bits."""
+    """Set to zero all weights but the largest whose number (``counted``) or mass reaches ``goal``,
+    which is at least 1; of equal ones, the lowest ids are kept. Floats that are not negative are in
+    the order of their bits."""
     bits = weights.view(np.int32)
     reached, least, shift = 0, 0, WEIGHT_BITS  # by larger weights; the least that stays >> shift
     while shift > 0:
@@ -154,7 +154,7 @@ def sample_rows(pointer: Any) -> None:
             cut(weights, vocab, True, np.int64(top_ks[row]), counts, masses)
         mass = mass_of_all(weights, vocab)
         if top_ps[row] < 1:
-            goal = np.int64(np.ceil(np.float64(top_ps[row]) * mass))
+            goal = max(np.int64(1), np.int64(np.ceil(np.float64(top_ps[row]) * mass)))
             cut(weights, vocab, False, goal, counts, masses)
             mass = mass_of_all(weights, vocab)
         goal, reached = np.int64(draws[row] * mass), mass_of(weights[0])

@@ -109,7 +109,7 @@ class AdapterProducts:
             flat.as_strided(
                 (run.count, run.width),
                 (run.stride, 1),
-                self._pages[run.block] * flat.shape[1] + run.offset + flat.storage_offset(),
+                self._pages[run.block] * flat.stride(0) + run.offset + flat.storage_offset(),
             )
             for run in runs
         )
@@ -211,7 +211,7 @@ class CpuLora:
     ) -> Iterator[tuple[Group, SiteLayout, tuple[Products, list[Products]]]]:
         """The groups whose adapters have weights at this site, with the site's layout and
         products."""
-        page_elems = pool[0].numel()
+        page_elems = pool.stride(0)
         for group in step.groups:
             site_layout = self._site(step.lora.directory, group.layout, layer, site, page_elems)
             if site_layout.slices:

@@ -62,9 +62,9 @@ def check(condition: bool, message: str) -> None:
 
 def check_pool(pool: Tensor) -> None:
     check(
-        pool.dim() == 6 and pool.is_contiguous(),
-        f"pool of shape {tuple(pool.shape)}, strides {pool.stride()}; it must be C-contiguous "
-        "[num_pages, num_layers, 2, num_kv_heads, block_size, head_dim]",
+        pool.dim() == 6 and pool[:1].is_contiguous(),
+        f"pool of shape {tuple(pool.shape)}, strides {pool.stride()}; it must be [num_pages, "
+        "num_layers, 2, num_kv_heads, block_size, head_dim], each page C-contiguous",
     )
     block_size, head_dim = pool.shape[4], pool.shape[5]
     check(

@@ -216,7 +216,7 @@ def lora_shrink(x: Tensor, pool: Tensor, layer: int, site: LoraSite, lora: LoraB
     shrink_kernel[grid](
         x, pool, h, lora.block_table, lora.block_table.stride(0), lora.tokens, lora.tiles,
         directory.a_offsets, directory.ranks, directory.scales, layer, num_layers, max_rank,
-        pool[0].numel(), h.stride(0), site.first_slice, site.num_slices, site.in_width, part,
+        pool.stride(0), h.stride(0), site.first_slice, site.num_slices, site.in_width, part,
         LORA_TILE, RANK_TILE, launch.tile, launch.num_stages, **launch.options(),
     )  # fmt: skip
     return h
@@ -238,7 +238,7 @@ def lora_expand(
     grid = (len(lora.tiles), sum(-(-width // COLUMNS) for width in site.out_widths))
     expand_kernel[grid](
         parts, pool, out, lora.block_table, lora.block_table.stride(0), lora.tokens, lora.tiles,
-        directory.b_offsets, directory.ranks, layer, num_layers, max_rank, pool[0].numel(),
+        directory.b_offsets, directory.ranks, layer, num_layers, max_rank, pool.stride(0),
         parts.stride(0), site.first_slice, site.num_slices, *widths, len(parts), COLUMNS,
         LORA_TILE, RANK_TILE, launch.tile, launch.num_stages, **launch.options(),
     )  # fmt: skip

@@ -133,10 +133,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def rank_row(pool: Tensor, table_row: Tensor, offset: int, width: int) -> Tensor:
     """``width`` elements of an adapter from element ``offset`` on."""
-    page_elems = pool[0].numel()
-    page = pool[int(table_row[offset // page_elems])].reshape(-1)
+    page_elems = pool.stride(0)
+    pages = pool.as_strided((len(pool), page_elems), (page_elems, 1))
     start = offset % page_elems
-    return widen(page[start : start + width])
+    return widen(pages[int(table_row[offset // page_elems]), start : start + width])
 
 
 def lora_shrink(x: Tensor, pool: Tensor, layer: int, site: LoraSite, lora: LoraBatch) -> Tensor:

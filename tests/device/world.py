@@ -56,10 +56,12 @@ def watching(kernels: KernelSet, device: HostileDevice) -> KernelSet:
             blocks = torch.arange(-(-int(length) // pool.shape[4]))
             device.touch(DEVICE, pages(batch, row.expand(len(blocks)), blocks), is_write=False)
 
-    def decode(q: Any, pool: Any, layer: int, batch: PagedBatch, *more: Any) -> None:
+    def decode(
+        q: Any, pool: Any, layer: int, batch: PagedBatch, *more: Any, **options: Any
+    ) -> None:
         if layer == 0:
             read(pool, batch)
-        kernels.paged_decode(q, pool, layer, batch, *more)
+        kernels.paged_decode(q, pool, layer, batch, *more, **options)
 
     def copy_pages(pool: Any, src: torch.Tensor, dst: torch.Tensor) -> None:
         device.touch(DEVICE, src.tolist(), is_write=False)
@@ -149,8 +151,8 @@ def link_of(parts: Any) -> CudaLink:
 
 
 def runner_of(parts: Any) -> CudaRunner:
-    assert isinstance(parts.runner, CudaRunner)
-    return parts.runner
+    """The runner of the engine's own model."""
+    return part(parts.runner, CudaRunner)
 
 
 def prompts(count: int, length: int, seed: int = 0) -> list[list[int]]:

@@ -234,3 +234,14 @@ def test_the_calendar_gives_everything_once_and_on_time() -> None:
         assert len(rows) == len(due)
         assert [waiting.pop(each) for each in rows.tolist()] == times.tolist()
     assert calendar.num_entries == len(waiting)
+
+
+def test_the_calendar_gives_up_outdated_entries_when_they_would_move() -> None:
+    calendar, given = Calendar(lambda row, time: row % 2 == 0), list[int]()
+    for row in range(4):
+        calendar.put_one(row, 100.0, 0.0)
+    for now in range(100):
+        given += calendar.take(float(now))[0].tolist()
+        assert calendar.num_entries == (4 if now <= 96 else 2)
+    assert given == []
+    assert sorted(calendar.take(101.0)[0].tolist()) == [0, 2]

@@ -16,7 +16,7 @@ import pytest
 
 from scalesim.engine.engine import Engine
 from scalesim.errors import AdapterError, ModelError, RequestError
-from scalesim.model.runner.cpu_models import ModelRunners
+from scalesim.model.runner.several_models import ModelRunners
 from scalesim.requests.added_model import AddedModel
 from tests.engine.test_same_texts import check_empty
 from tests.engine.updates import ModelStorm, Said

@@ -15,7 +15,7 @@ from typing import Any
 
 from scalesim.engine.engine import Engine
 from scalesim.memory.tree.branches import digest_in, weights_in
-from scalesim.model.runner.cpu_models import ModelRunners
+from scalesim.model.runner.several_models import ModelRunners
 from scalesim.requests.call import Call
 from tests.inside import part
 

@@ -26,6 +26,7 @@ SCRIPTS = Path(__file__).parent
 
 def compile_in_a_process(script: str) -> str:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     done = subprocess.run(
         [sys.executable, str(SCRIPTS / script)], capture_output=True, text=True, env=environment
     )
@@ -67,6 +68,13 @@ def test_a_kernel_without_an_alignment_hint_fails() -> None:
 
 def test_nothing_compiles_after_the_warm_up() -> None:
     out = compile_in_a_process("compile_warm_up.py").split()
+    assert out[0] == "warm" and int(out[1]) >= 10
+    assert out[2:] == ["served", "0"]
+
+
+def test_a_model_in_pages_compiles_when_it_is_added_and_not_later() -> None:
+    """Its KV is smaller than its pages, and its weights move."""
+    out = compile_in_a_process("compile_added_model.py").split()
     assert out[0] == "warm" and int(out[1]) >= 10
     assert out[2:] == ["served", "0"]
 

@@ -70,6 +70,14 @@ CAMPAIGNS = {
             least=50,
         ),
         Campaign(
+            "replacements",
+            "replacements",
+            1_000,
+            "models are replaced under load; each text is that of the weights of its hand-in",
+            on_updates.replacements,
+            least=20,
+        ),
+        Campaign(
             "callers",
             "bad callers",
             len(on_callers.CASES),

@@ -19,6 +19,7 @@ from scalesim.snapshot.values import decode, encode
 from scalesim.testing.bed import OURS, Bed
 from scalesim.testing.memory_walk import MemoryWalk
 from scalesim.testing.memory_world import MAX_LEASES, MemoryWorld, WorldShape
+from tests.device.hostile_device import HostileDevice
 
 SHAPES = [
     WorldShape(16, 1.0, 4), WorldShape(12, 2.0, 2, "lru-swap"), WorldShape(24, 0.0, 4),
@@ -154,12 +155,15 @@ def test_columns_of_others_are_refused() -> None:
 def test_pages_of_a_device() -> None:
     torch = pytest.importorskip("torch")
     rows = np.arange(60, dtype=np.uint8).reshape(6, 10)
-    access = TensorPages(torch.zeros((6, 10), dtype=torch.uint8), np.zeros((6, 10), np.uint8))
+    pages = torch.zeros((6, 10), dtype=torch.uint8)
+    access = TensorPages(pages, np.zeros((6, 10), np.uint8), HostileDevice(order="lazy"))
     for place in ("device", "host"):
         access.write(place, [5, 0, 2], rows[:3])
         assert np.array_equal(access.read(place, [0, 2, 5]), rows[[1, 2, 0]])
         access.write(place, [], rows[:0])
         assert access.read(place, []).shape == (0, 10)
+    access.move([5, 0], [3, 4])
+    assert np.array_equal(access.read("device", [3, 4, 2]), rows[:3])
 
 
 @pytest.mark.parametrize("seed", range(20))

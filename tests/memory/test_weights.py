@@ -25,6 +25,7 @@ from scalesim.memory.pools.page_access import ArrayPages
 from scalesim.memory.pools.page_pool import PagePool, runs
 from scalesim.memory.prefetch.config import PlannerConfig
 from scalesim.memory.tree.page_runs import PageRuns
+from scalesim.memory.tree.prefix_tree import TEXT
 from scalesim.memory.tree.segment import Segment
 from scalesim.memory.tree.walk import lineage
 from tests.memory.copying_link import CopyingLink
@@ -316,6 +317,38 @@ def test_weights_come_in_parts_where_there_is_no_room_for_all() -> None:
     walk.poll()
     assert weights.is_ready
     walk.check()
+
+
+def test_weights_wait_for_no_more_pages_than_saves_will_free() -> None:
+    """A page of KV that is used last is being saved, and three pages are missing: two leave now, so
+    that a part of the weights is loaded at once; the third is the saved one."""
+    walk = Walk(0, "deadline", pages=9, host=24)
+    memory = walk.memory
+    settle(walk)
+    for agent, blocks in (("near", 4), ("far", 1)):
+        tokens = np.full(blocks * SIZE, blocks, np.int32).tobytes()
+        lease = memory.acquire(agent, tokens, blocks)
+        assert lease is not None
+        memory.release(lease, tokens, blocks * SIZE)
+    near, far = sorted(memory.tree.root(TEXT).children.values(), key=lambda kv: -kv.num_blocks)
+    memory.residency.start_save(near)
+    settle(walk)
+    assert memory.device.allocate(3) is not None
+    weights = memory.weights.segment(walk.contents[1].digest)
+    memory.hint([(1, 1.0), ("near", 5.0), ("far", 7.0)])
+    memory.residency.start_save(far)
+    memory.plan(0.0)
+    assert [len(kv.device) for kv in (weights, near, far)] == [2, 2, 1]
+    settle(walk)
+    memory.plan(1.0)
+    settle(walk)
+    assert weights.is_ready and [len(kv.device) for kv in (near, far)] == [2, 0]
+
+
+def settle(walk: Walk) -> None:
+    while walk.memory.is_moving:
+        walk.link.wait(10.0)
+        walk.poll()
 
 
 def test_kv_comes_with_the_weights_that_a_request_waits_for() -> None:

@@ -21,13 +21,15 @@ from scalesim.errors import ConfigError
 from scalesim.memory.geometry import PageGeometry
 from scalesim.model.adapters.batch import grouped
 from scalesim.model.layers.native import NativeModel
+from scalesim.model.paged_weights import PagedModel, WeightLayout
 from scalesim.model.runner.arrange import arrange
 from scalesim.model.runner.cpu_runner import ModelRunner
 from scalesim.model.runner.cuda_runner import CudaRunner, check_dtype
 from scalesim.model.runner.device_table import last_of_each
 from scalesim.model.runner.graphs import StepGraphs, mixed_shapes, padded_sizes
-from scalesim.model.runner.pool_view import kv_dtype
+from scalesim.model.runner.pool_view import kv_dtype, pool_view
 from scalesim.model.runner.settings import RunnerSettings
+from scalesim.model.runner.several_models import ModelRunners
 from scalesim.model.runner.step_inputs import StepShape, layout, pack, tensors
 from tests.device.world import hostile
 
@@ -65,10 +67,7 @@ def batches(draw: st.DrawFn) -> Batch:
 def test_the_device_sees_what_was_packed(batch: Batch, tokens: int, samples: int) -> None:
     arranged = arrange(batch)
     num_samples = int(batch.sample.sum()) + (samples if batch.sample.any() else 0)
-    shape = StepShape(
-        batch.num_tokens + tokens, batch.num_seqs, arranged.num_decodes, num_samples,
-        len(batch.page_copies),
-    )  # fmt: skip
+    shape = StepShape(batch.num_tokens + tokens, batch.num_seqs, arranged.num_decodes, num_samples)
     flat = np.full(shape.num_words + 7, -77, np.int32)
     pack(batch, arranged, shape, SLOTS, flat)
     assert (flat[shape.num_words :] == -77).all()
@@ -94,7 +93,6 @@ def test_the_device_sees_what_was_packed(batch: Batch, tokens: int, samples: int
         last = int(batch.positions[batch.query_start[seq + 1] - 1])
         assert int(step.sample_positions[i]) == last + 1
     assert (step.sample_slots[len(arranged.picked) :] == SLOTS).all()
-    assert step.copies.T.tolist() == batch.page_copies.tolist()
 
 
 @given(batches(), st.sampled_from([1, 16]), st.integers(0, 5), st.integers(0, 9))
@@ -115,7 +113,7 @@ def test_groups_of_adapters_arrive_with_their_padding(
     assert (found is None) == (not wanted)
     entries = multiple * SLOTS + batch.num_tokens
     shape = StepShape(
-        batch.num_tokens, n, arranged.num_decodes, int(batch.sample.sum()), len(batch.page_copies)
+        batch.num_tokens, n, arranged.num_decodes, int(batch.sample.sum())
     ).with_adapters(entries, 3 + extra)
     flat = np.full(shape.num_words, -77, np.int32)
     pack(batch, arranged, shape, SLOTS, flat, found)
@@ -163,9 +161,9 @@ def test_decodes_of_padding_have_no_tokens(count: int, extra: int) -> None:
     assert (step.top_ps[count:] == 1).all() and (step.temperatures[count:] == 0).all()
 
 
-@given(st.integers(0, 300), st.integers(0, 9), st.integers(0, 9), st.integers(0, 9))
-def test_fields_lie_apart_and_aligned(tokens: int, seqs: int, samples: int, copies: int) -> None:
-    shape = StepShape(tokens, seqs, 0, samples, copies)
+@given(st.integers(0, 300), st.integers(0, 9), st.integers(0, 9))
+def test_fields_lie_apart_and_aligned(tokens: int, seqs: int, samples: int) -> None:
+    shape = StepShape(tokens, seqs, 0, samples)
     places = list(layout(shape).values())
     assert all(place.start % 64 == 0 for place in places)
     assert all(a.stop <= b.start for a, b in itertools.pairwise(places))
@@ -187,11 +185,8 @@ def test_decodes_of_padding_stand_between(batch: Batch, extra: int, tokens: int,
     """What the device reads of a step that is padded to a mixed shape is what the batch has."""
     arranged = arrange(batch)
     decodes, others = arranged.num_decodes, batch.num_seqs - arranged.num_decodes
-    shape = replace(
-        StepShape.mixed(
-            decodes + extra, batch.num_tokens - decodes + tokens, others + seqs, batch.num_seqs
-        ),
-        num_copies=len(batch.page_copies),
+    shape = StepShape.mixed(
+        decodes + extra, batch.num_tokens - decodes + tokens, others + seqs, batch.num_seqs
     )
     flat = np.full(shape.num_words, -77, np.int32)
     pack(batch, arranged, shape, SLOTS, flat)
@@ -317,3 +312,49 @@ def test_a_bad_sequence_is_marked_and_its_neighbours_are_not(tiny_model: NativeM
     output = runner.collect(runner.launch(batch))
     assert output.bad.tolist() == [True, False]
     assert int(output.token_ids[0]) == NO_TOKEN and int(output.token_ids[1]) >= 0
+
+
+@pytest.mark.parametrize("is_stale", [False, True])
+def test_weights_in_pages_are_read_where_they_lie_now(
+    tiny_model: NativeModel, is_stale: bool
+) -> None:
+    """Also by graphs: those of the place before are dropped; one that is kept is seen."""
+    config = tiny_model.config
+    geometry = PageGeometry(config.num_layers, config.num_kv_heads, config.head_dim, 16, 4)
+    layout = WeightLayout(config, tiny_model.dtype, geometry.page_bytes)
+    content = torch.from_numpy(layout.pack(tiny_model.weights))
+    pages = torch.zeros((8 + 2 * len(content), geometry.page_bytes), dtype=torch.uint8)
+    first, second = 8, 8 + len(content)
+    device, settings = hostile(order="eager"), RunnerSettings(4, 32, 3, 4 + len(layout.runs))
+    pool, fences = pool_view(pages, geometry, tiny_model.dtype), Fences()
+    own = CudaRunner(tiny_model, select("cpu"), pool, device, fences, settings)
+    own.warm_up((2, 32))
+    paged, runners = PagedModel(layout, pages), ModelRunners(own)
+    runner = CudaRunner(paged.model, select("cpu"), pool, device, fences, settings, beside=own)
+    runner.warm_up((2, 32))
+    runners.add(1, runner, paged)
+
+    def say(step: int, head: int | None) -> int:
+        tokens, start = ([5 + step], 10 + step) if step else (list(range(1, 12)), 0)
+        batch = one_step(step, start, tokens)
+        if head is not None:
+            heads = np.cumsum([head, *layout.runs[:-1]]).astype(np.int32)
+            columns, one = np.arange(len(heads), dtype=np.int32), np.ones(1, np.int32)
+            batch = replace(
+                batch, weights=AttachmentBatch(2 * one, one, one * 0),
+                table_rows=np.concatenate((batch.table_rows, np.full(len(heads), 2, np.int32))),
+                table_cols=np.concatenate((batch.table_cols, columns)),
+                table_pages=np.concatenate((batch.table_pages, heads)),
+            )  # fmt: skip
+        return int(runners.collect(runners.launch(batch)).token_ids[0])
+
+    expected = [say(step, None) for step in range(6)]
+    pages[first:second] = content
+    found = [say(step, first) for step in range(3)]
+    assert found == expected[:3] and runner.graphs.num_captures == 1
+    if is_stale:
+        runner.graphs.forget = lambda: None  # type: ignore[method-assign]
+    pages[second:], pages[first:second] = content, 0
+    found += [say(step, second) for step in range(3, 6)]
+    assert (found == expected) != is_stale
+    assert runner.graphs.num_captures == 2 - is_stale

@@ -35,6 +35,8 @@ def test_blocks_for(tokens: int, blocks: int) -> None:
 )
 def test_the_most_tokens_that_fit_a_page(page_bytes: int, tokens: int) -> None:
     assert PageGeometry.fitting(1, 1, 16, 4, page_bytes) == PageGeometry(1, 1, 16, tokens, 4)
+    some = PageGeometry.fitting(1, 1, 16, 4, page_bytes, (16, 32))
+    assert some.block_size == min(tokens, 32)
 
 
 def test_a_page_takes_sixteen_tokens_at_least() -> None:

@@ -16,16 +16,18 @@ from scalesim.memory.tree.owner import MANY_OWNERS
 from scalesim.order.board import CallBoard
 from scalesim.order.leaving import LeavingOrder
 from scalesim.order.owners import Key
+from tests.order.boards import board_where_prompts_go_on
 
 NUM_AGENTS = 6
 DEPTH = 3
 
 
 class Tier:
-    """A tier on a board: what it holds is in the order of leaving."""
+    """A tier on a board: what it holds is in the order of leaving. ``new``: no prompt was seen to
+    go on before."""
 
-    def __init__(self) -> None:
-        self.board = CallBoard()
+    def __init__(self, *, new: bool = False) -> None:
+        self.board = CallBoard() if new else board_where_prompts_go_on()
         self.order = LeavingOrder(self.board.keys)
         self.board.keys.watch(self.order.__contains__)
         self._calls = 0
@@ -234,6 +236,17 @@ def test_what_changes_with_each_call_leaves_first() -> None:
     assert [tier.drop() for _ in range(4)] == [f"memory {turn}" for turn in range(4)]
     assert tier.drop() == (1, DEPTH - 1)  # who calls last
     assert tier.drain()[-1] == "persona"
+
+
+def test_the_end_of_a_first_prompt_is_doubted_until_prompts_are_seen_to_go_on() -> None:
+    tier = Tier(new=True)
+    tier.call(0, own(0), soon=9.0)
+    tier.call(1, own(1), soon=50.0)
+    tier.call(2, ["a single block"], soon=20.0)
+    assert [tier.drop() for _ in range(3)] == [own(0)[-1], own(1)[-1], own(1)[-2]]
+    tier.call(0, own(0), soon=10.0)
+    tier.call(3, own(3), soon=40.0)
+    assert tier.drain() == [own(1)[0], *own(3)[::-1], "a single block", *own(0)[::-1]]
 
 
 def test_a_dialogue_that_is_cut_once_is_expected_to_go_on() -> None:

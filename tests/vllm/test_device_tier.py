@@ -4,13 +4,14 @@ out in the order of next use."""
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalesim.order.board import CallBoard
 from scalesim.vllm.device_tier import DeviceBlock, NextUseQueue
+from tests.order.boards import board_where_prompts_go_on
 from tests.vllm.doubles import Block, ListQueue
 
 NUM_BLOCKS = 12
@@ -20,7 +21,7 @@ class Pool:
     """As vLLM's ``BlockPool`` uses its queue: blocks of calls, found again by their keys."""
 
     def __init__(self) -> None:
-        self.board = CallBoard()
+        self.board = board_where_prompts_go_on()
         self.blocks = [Block(number) for number in range(NUM_BLOCKS)]
         self.left: list[object] = []
         self.inner = ListQueue(self.blocks)
@@ -29,9 +30,10 @@ class Pool:
         self.used: dict[Block, int] = {}
         self.board.keys.watch(self.cached.__contains__)
 
-    def _note(self, key: object, block: DeviceBlock) -> None:
-        assert block.block_hash in (key, None)
-        self.left.append(key)
+    def _note(self, blocks: Mapping[object, DeviceBlock]) -> None:
+        for key, block in blocks.items():
+            assert block.block_hash in (key, None)
+            self.left.append(key)
 
     def take(self, count: int) -> list[Block]:
         before = len(self.left)

@@ -91,6 +91,18 @@ def test_a_restart_under_load(arm: str) -> None:
     assert sum(again["cached"][last]) >= 0.9 * sum(calm["cached"][last]) > 0
 
 
+@pytest.mark.parametrize("arm", ["device", "all"])
+def test_two_ranks(arm: str) -> None:
+    """With tensor parallelism both workers copy their heads, and a copy has ended when both have
+    reported it."""
+    ours, alone = played(arm, "permutations", 2, ranks=2), played(arm, "permutations", 2)
+    assert ours["texts"] == played("lru", "permutations", 2, ranks=2)["texts"]
+    assert sum(ours["cached"]) == sum(alone["cached"])
+    assert ours["counts"]["saved_blocks"] > 0
+    if arm == "all":
+        assert ours["counts"]["prefetched_blocks"] > 0
+
+
 def test_adapters() -> None:
     with_adapters = {arm: played(arm, "permutations", 2, adapters=2) for arm in ("lru", "all")}
     assert len({one["texts"] for one in with_adapters.values()}) == 1

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from scalesim.order.board import CallBoard
 from scalesim.vllm.host_tier import HostTier
+from tests.order.boards import board_where_prompts_go_on
 from tests.vllm.doubles import Chunk, Context
 
 DEPTH = 3
@@ -138,7 +139,7 @@ def test_no_chunk_that_is_read_leaves(acts: list[tuple[str, int, int]]) -> None:
 
 def joined(capacity: int, device: set[Any]) -> tuple[HostTier, Manager]:
     tier = HostTier(capacity)
-    tier.join(CallBoard(), device.__contains__)
+    tier.join(board_where_prompts_go_on(), device.__contains__)
     tier.board.keys.watch(device.__contains__)
     return tier, Manager(tier)
 

@@ -29,9 +29,7 @@ def test_no_block_is_lost(seed: int) -> None:
     rng, board = random.Random(seed), CallBoard()
     pool = BlockPool(NUM_BLOCKS, True, 16)
     left: list[Any] = []
-    pool.free_block_queue = NextUseQueue(
-        pool.free_block_queue, board.keys, lambda key, block: left.append(key)
-    )
+    pool.free_block_queue = NextUseQueue(pool.free_block_queue, board.keys, left.extend)
     on_device = found_in(pool)
     board.keys.watch(on_device)
     calls: dict[str, list[Any]] = {}

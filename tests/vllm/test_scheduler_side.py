@@ -94,14 +94,14 @@ def test_both_tiers_find_nearly_what_belady_finds(
 @pytest.mark.parametrize("order", ["cycle", "permutations", "w1"])
 def test_two_hundred_agents_find_nearly_what_belady_finds(order: str) -> None:
     """Over all calls, those too before it is learned what of a prompt comes again."""
-    agents, size, rounds = 200, 8, 1 if order == "w1" else 4
+    agents, size, rounds = 200, 8, 1 if order == "w1" else 3
     groups = groups_of(order, agents, rounds, together=1, seed=0)
     calls = [agent for group in groups for agent, _, _ in group]
     device, host = agents // 4 * size + 3, agents // 2 * size
     world = World(device, host, prefetch_agents=2)
     hits = play(world, calls, size=size, looked_at=False)
     world.check()
-    assert sum(hits) >= 0.95 * sum(best(calls, device + host, size))
+    assert sum(hits) >= 0.98 * sum(best(calls, device + host, size))
     assert world.host_hits < 0.05 * world.device_hits
 
 
@@ -226,4 +226,4 @@ def test_a_session_that_takes_tokens_back_names_its_new_blocks() -> None:
     world.settle()
     world.side.expect({0: 5.0}, absolute=False)
     [ada] = world.side.board.soonest(1)
-    assert {bytes(key[:-4]) for key in ada.expected} >= {b"another 2", b"another 4"}
+    assert {bytes(key[:-4]) for key in ada.expected} >= {b"another 2", b"another 3"}

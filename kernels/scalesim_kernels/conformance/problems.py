@@ -89,6 +89,7 @@ PAGED = {
     "block_size": (16, 32, 64),
     "padding": (0, 3),
     "far": (False, True),  # page offsets beyond 2**31 elements
+    "apart": (False, True),  # pages longer than the model's KV
     "layer": (0, 1),
     "kv": ("model", "fp8"),  # the dtype of the pool
 }
@@ -126,12 +127,20 @@ def planned(
 
 
 def in_pool(
-    case: PagedCase, far: bool, tensors: Tensors, run: Callable[[PagedBatch, Tensor], Any]
-) -> Any:
-    """``run`` on the case's batch and pool, the pool far apart if asked; writes come back."""
+    case: PagedCase, far: bool, tensors: Tensors, run: Callable[[PagedBatch, Tensor], Any],
+    apart: bool = False,
+) -> Any:  # fmt: skip
+    """``run`` on the case's batch and pool, the pool far apart or its pages longer than the KV if
+    asked; writes come back."""
     pool = tensors["pool"]
     batch = on_device(case.batch, pool.device)
     wide = any(tensor.dtype == torch.float64 for tensor in tensors.values())
+    if apart and not far:
+        longer = torch.cat([as_bytes(pool), as_bytes(pool)], dim=1).view(pool.dtype)
+        mine = longer[:, : pool.shape[1]]
+        result = run(batch, mine)
+        as_bytes(pool).copy_(as_bytes(mine))
+        return result
     if not far or wide:  # the specification has no offsets to overflow
         return run(batch, pool)
     ids = far_pages(len(pool), pool[0].numel())
@@ -175,7 +184,7 @@ def attention(op: str, choice: Mapping[str, Any], dtype: torch.dtype, seed: int)
             attend = getattr(kernels, op)
             attend(tensors["q"], pool, choice["layer"], batch, plan, SCALE, out, **options)
 
-        in_pool(case, choice["far"], tensors, run)
+        in_pool(case, choice["far"], tensors, run, choice["apart"])
         mine = torch.zeros(len(out), dtype=torch.bool)
         mine[own] = True
         changed = torch.tensor([not same_bits(a, b) for a, b in zip(out, before, strict=True)])
@@ -212,7 +221,7 @@ def rope_store(choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> Prob
                 given.get("q_norm"), given.get("k_norm"), EPS,
             )  # fmt: skip
 
-        q = in_pool(case, choice["far"], given, run)
+        q = in_pool(case, choice["far"], given, run, choice["apart"])
         pool, was = as_bytes(given["pool"]), as_bytes(before)
         kv = pool[pages, choice["layer"], :, :, slots].view(before.dtype)
         pool[pages, choice["layer"], :, :, slots] = was[pages, choice["layer"], :, :, slots] = 0
@@ -417,14 +426,16 @@ def lora(op: str, choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> P
     h = randn(seed + 1, *case.specified.shape, dtype=torch.float32)
     h[~case.specified] = torch.nan
     tensors = {"x": case.x, "pool": case.pool, "h": h, "out": case.out}
+    # of a model whose KV takes a part of each page
+    num_layers = 1 if choice["apart"] else case.pool.shape[1]
 
     def call(kernels: KernelSet, given: Tensors) -> Tensors:
-        batch = lora_on(case.lora, given["pool"].device)
+        batch, pool = lora_on(case.lora, given["pool"].device), given["pool"][:, :num_layers]
         if op == "lora_shrink":
-            found = kernels.lora_shrink(given["x"], given["pool"], 1, site, batch)
+            found = kernels.lora_shrink(given["x"], pool, 1, site, batch)
             parts = found.view(-1, *case.specified.shape)
             return {"h": parts.sum(0).masked_fill(~case.specified.to(found.device), 0)}
-        kernels.lora_expand(given["h"], given["pool"], 1, site, batch, given["out"])
+        kernels.lora_expand(given["h"], pool, 1, site, batch, given["out"])
         return {"out": given["out"], "base rows": given["out"][base_rows]}
 
     first, last = int(case.lora.starts[0]), int(case.lora.counts[0]) - 1
@@ -451,6 +462,7 @@ LORA = {
     "first_slice": (0, 4),
     "counts": ((1, 4), (1, 1, 1, 1, 1, 1), (5, 17, 2, 40, 1, 16), (3, 1, 2, 33)),
     "padding": (0, 1),
+    "apart": (False, True),
 }
 
 GATED = {"rows": (1, 33), "width": (8, 33, 1408)}

@@ -96,8 +96,10 @@ def walks(options: CheckOptions) -> Iterator[MemoryWalk]:
     for seed in range(options.seed, options.seed + options.walks):
         pages, host, block_size = SHAPES[seed % len(SHAPES)]
         policy = ("deadline", "lru-swap")[seed // len(SHAPES) % 2]
-        adapters, blobs = 3 * (seed % 4 == 3), 2 * (seed % 4 == 1)
-        shape = WorldShape(pages, host, block_size, policy, seed, adapters, blobs=blobs)
+        adapters, blobs, models = 3 * (seed % 4 == 3), 2 * (seed % 4 == 1), 2 * (seed % 4 == 2)
+        shape = WorldShape(
+            pages, host, block_size, policy, seed, adapters, blobs=blobs, models=models
+        )
         yield MemoryWalk(shape, seed, options.steps)
 
 

@@ -123,7 +123,7 @@ class CudaDevice:
         self._device = torch.device("cuda", index)
         torch.cuda.set_device(self._device)
         self._streams: dict[str, CudaStream] = {}
-        self._graph_pool: Any = None
+        self._first_graphs: dict[CudaStream, torch.cuda.CUDAGraph] = {}
 
     @classmethod
     def named(cls, name: str) -> CudaDevice:
@@ -139,23 +139,24 @@ class CudaDevice:
         torch.cuda.default_stream(self._device).synchronize()
 
     def capture(self, stream: Stream, work: Work) -> Work:
-        """See ``Device.capture``. All graphs share one memory pool, since they are replayed one
-        after the other on one stream."""
+        """See ``Device.capture``. The graphs captured on one stream share the memory pool of the
+        first, which stays, as torch takes no pool whose graphs have all gone. Not by
+        ``torch.cuda.graph``, which waits for the whole device first: some graphs are captured while
+        steps and copies run."""
         assert isinstance(stream, CudaStream)
-        graph = torch.cuda.CUDAGraph()
+        graph, first = torch.cuda.CUDAGraph(), self._first_graphs.get(stream)
         with (
             torch.inference_mode(),
             torch.cuda.device(self._device),  # of the calling thread, which may be a new one
-            torch.cuda.graph(
-                graph,
-                pool=self._graph_pool,
-                stream=stream.raw,
-                # other threads (a copying one, the caller's) may use CUDA meanwhile
-                capture_error_mode="thread_local",
-            ),
+            torch.cuda.stream(stream.raw),
         ):
-            work()
-        self._graph_pool = self._graph_pool or graph.pool()
+            # other threads (a copying one, the caller's) may use CUDA meanwhile
+            graph.capture_begin(None if first is None else first.pool(), "thread_local")
+            try:
+                work()
+            finally:
+                graph.capture_end()
+        self._first_graphs.setdefault(stream, graph)
         return graph.replay
 
     def pinned(self, num_bytes: int) -> torch.Tensor:

@@ -79,8 +79,9 @@ class Device(Protocol):
         weights and tables were made with. Other streams are not ordered behind that work."""
 
     def capture(self, stream: Stream, work: Work) -> Work:
-        """Record ``work`` as a graph, without running it. The returned function replays it over the
-        same memory, and is to be submitted to ``stream``."""
+        """Record ``work`` as a graph, without running it; nothing else is given to ``stream``
+        meanwhile. The returned function replays it over the same memory. All graphs recorded on one
+        stream are replayed on one stream, this or another, since they may share memory."""
         ...
 
     def pinned(self, num_bytes: int) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -25,10 +26,12 @@ class Calendar:
     """Entries are (row, time), times in ticks of the clock.
 
     A row may have several entries; nothing removes an outdated entry. The caller recognises it by
-    its time, which is no longer the row's due time.
+    its time, which is no longer the row's due time. ``stands`` may say so of a row and a time
+    before: an outdated entry is then given up when it would move, or is still given.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stands: Callable[[int, float], bool] = lambda row, time: True) -> None:
+        self._stands = stands
         self.num_entries = 0
         self._keys: list[float] = []
         self._buckets: dict[float, tuple[list[int], list[float], list[tuple[Int64s, Times]]]] = {}
@@ -91,7 +94,7 @@ class Calendar:
             if time < now:
                 due_rows.append(row)
                 due_times.append(time)
-            else:
+            elif self._stands(row, time):
                 self.put_one(row, time, now)
         if not due_rows:
             return _NO_ROWS, _NO_TIMES

@@ -384,8 +384,9 @@ class Distances:
         rows = self._rows
         for some in spoke if len(spoke) <= FEW else [np.array(spoke)]:
             rows.usual_calls[some], rows.calls[some] = rows.calls[some], 0
-        expired = [voice.ledger.expire(self.clock.now) for voice in self._voices]
-        over = [row for some in expired for row in some.tolist()]
+        over: list[int] = []
+        for voice in self._voices:
+            over += voice.ledger.expire(self.clock.now)
         if over:
             self._combine_many(np.array(over))
         met, self._met = self._met, []

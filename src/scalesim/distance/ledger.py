@@ -36,7 +36,7 @@ class Ledger:
             made=(np.float64, 0.0, ()),
             confidence=(np.float32, 0.0, ()),
         )
-        self._deadlines = Calendar()
+        self._deadlines = Calendar(self._stands)
 
     def says(self, row: int) -> float:
         """The row's predicted time in ticks; NaN if there is no prediction."""
@@ -116,18 +116,21 @@ class Ledger:
         if at < math.floor(now) + 1.0:
             columns.at[row] = math.nan
 
-    def expire(self, now: float) -> Int64s:
+    def expire(self, now: float) -> list[int]:
         """Forget the predictions that have expired, and score them. Returns their rows."""
         rows, deadlines = self._deadlines.take(now)
+        if not len(rows):
+            return []
         if len(rows) <= FEW and not any(map(self._stands, rows.tolist(), deadlines.tolist())):
-            return rows[:0]  # nearly always: what came true is not taken out of the calendar
+            return []  # what came true is not taken out of the calendar
         columns = self.columns
         rows = rows[self._deadline(rows) == deadlines]  # not renewed since
         if len(rows):
             rows = np.unique(rows)
             self.score.expired(len(rows), float(columns.confidence[rows].mean()))
             columns.at[rows] = np.nan
-        return rows
+        found: list[int] = rows.tolist()
+        return found
 
     def _stands(self, row: int, deadline: float) -> bool:
         """Whether the row's prediction has this deadline: it was not renewed, and did not come
@@ -146,6 +149,6 @@ class Ledger:
             self._date_all(now)
 
     def _date_all(self, now: float) -> None:
-        self._deadlines = Calendar()
+        self._deadlines = Calendar(self._stands)
         rows = np.flatnonzero(~np.isnan(self.columns.at))
         self._deadlines.put(rows, self._deadline(rows), now)

@@ -18,7 +18,7 @@ from scalesim.batch import Runner
 from scalesim.config import EngineConfig
 from scalesim.device.streams import Device, Fences
 from scalesim.engine.join_models import AddRunner
-from scalesim.errors import ConfigError
+from scalesim.errors import ConfigError, ModelError
 from scalesim.memory.geometry import PageGeometry
 from scalesim.memory.links.link import Timeline
 from scalesim.memory.links.source_link import SourceLink, num_bounce_pages
@@ -26,13 +26,14 @@ from scalesim.memory.links.thread_link import ThreadLink
 from scalesim.memory.pools.page_access import ArrayPages, PageAccess, TensorPages
 from scalesim.memory.pools.storage import allocate_pages, writer
 from scalesim.model.adapters.layout import MAX_RANK, LayoutTable
+from scalesim.model.checkpoint.config import ModelShape
 from scalesim.model.checkpoint.loader import LoadedModel
 from scalesim.model.layers.decoder import Decoder
 from scalesim.model.paged_weights import PagedModel, WeightLayout
-from scalesim.model.runner.cpu_models import ModelRunners
 from scalesim.model.runner.cpu_runner import ModelRunner
-from scalesim.model.runner.pool_view import kv_dtype
+from scalesim.model.runner.pool_view import pool_view
 from scalesim.model.runner.settings import RunnerSettings
+from scalesim.model.runner.several_models import ModelRunners
 
 _RESIDENT_SHARE = 0.7  # of a CPU's memory that is available
 _GPU_SHARE = 0.95  # of a GPU's memory that is left beside weights and workspace
@@ -127,7 +128,7 @@ class CpuBackend:
             paged = PagedModel(weights, device)
             kernels = select(self.name, plan.settings.reproducible)
             runner = ModelRunner(
-                paged, kernels, device, geometry, plan.settings, layouts=layouts,
+                paged.model, kernels, device, geometry, plan.settings, layouts=layouts,
                 table=own.table,
             )  # fmt: skip
             runners.add(number, runner, paged)
@@ -150,15 +151,17 @@ class CudaBackend:
 
         check_dtype(loaded.model.dtype)
         self._device = device
-        self._workspace = workspace_bytes(loaded, config)
-        self._utilization = config.gpu_memory_utilization
+        self._config = config
+        step = step_bytes(loaded.config, loaded.model.dtype.itemsize, config)
+        self._workspace = step + _WORKSPACE_BYTES
 
     def default_device_bytes(self) -> int:
         left = self._left_bytes()
-        if self._utilization is None:
+        utilization = self._config.gpu_memory_utilization
+        if utilization is None:
             return int(_GPU_SHARE * left)
         _, total = self._device.free_bytes()
-        return min(left, left - int((1.0 - self._utilization) * total))
+        return min(left, left - int((1.0 - utilization) * total))
 
     def resident_bytes(self) -> int:
         return self.default_device_bytes()
@@ -197,29 +200,62 @@ class CudaBackend:
 
         geometry, settings, fences = plan.geometry, plan.settings, Fences()
         pages = allocate_device_pages(plan.device_pages, geometry.page_bytes, self._device.place)
-        pool = pages.view(kv_dtype(geometry, model.dtype)).view(len(pages), *geometry.shape)
-        runner = CudaRunner(model, kernels, pool, self._device, fences, settings, plan.layouts)
-        runner.warm_up((*_WARM_UP_TOKENS, settings.max_num_tokens))
+        pool = pool_view(pages, geometry, model.dtype)
+        own = CudaRunner(model, kernels, pool, self._device, fences, settings, plan.layouts)
+        token_counts = (*_WARM_UP_TOKENS, settings.max_num_tokens)
+        own.warm_up(token_counts)
+        runners = ModelRunners(own)
+
+        def add_runner(
+            number: int, weights: WeightLayout, geometry: PageGeometry, layouts: LayoutTable
+        ) -> Callable[[], None]:
+            self._check_room(weights)
+            pool = pool_view(pages, geometry, weights.dtype)
+            paged = PagedModel(weights, pages)
+            kernels = select(self.name, settings.reproducible)
+            runner = CudaRunner(
+                paged.model, kernels, pool, self._device, fences, settings, layouts, own
+            )
+            runner.warm_up(token_counts)
+            runners.add(number, runner, paged)
+            return partial(runners.remove, number)
+
         host = PinnedPages(plan.all_host_pages, geometry.page_bytes, self._device.registrar())
         link, rows = CudaLink(self._device, pages, host, fences), host.pages.numpy()
-        return Built(runner, SourceLink(link, writer(rows), plan.bounce), TensorPages(pages, rows))
+        return Built(
+            runners,
+            SourceLink(link, writer(rows), plan.bounce),
+            TensorPages(pages, rows, self._device),
+            add_runner,
+        )
+
+    def _check_room(self, weights: WeightLayout) -> None:
+        """Raise ``ModelError`` if there is no memory for steps of a further model."""
+        needed = step_bytes(weights.config, weights.dtype.itemsize, self._config)
+        free, total = self._device.free_bytes()
+        if needed > free:
+            raise ModelError(
+                f"{self._device.place} has {free} of {total} bytes free beside the pool; steps of "
+                f"this model need {needed}: lower device_memory, max_num_batched_tokens or "
+                "max_num_seqs"
+            )
 
 
-def workspace_bytes(loaded: LoadedModel, config: EngineConfig) -> int:
-    """An upper estimate of the memory that a step needs beside weights and pool: for activations,
-    for logits and their sorting, for partial results of decodes (once in steps that are captured,
-    once in others), and for libraries and graphs."""
+def step_bytes(shape: ModelShape, itemsize: int, config: EngineConfig) -> int:
+    """An upper estimate of the memory that steps of a model need beside weights and pool: for
+    activations of ``itemsize`` bytes an element, for logits and their sorting, and for partial
+    results of decodes (once in steps that are captured, once in others)."""
     from scalesim_kernels.paged_decode import scratch_bytes
 
-    shape, scheduling = loaded.config, config.scheduler
+    scheduling = config.scheduler
     wide = 8 * shape.hidden_size + 3 * shape.intermediate_size
-    activations = scheduling.max_num_batched_tokens * wide * loaded.model.dtype.itemsize
+    activations = scheduling.max_num_batched_tokens * wide * itemsize
     logits = 6 * 4 * scheduling.max_num_seqs * shape.vocab_size
     # the products of adapters' A with the inputs of q, k and v, in fp32
     shrunk = 3 * 4 * MAX_RANK * (scheduling.max_num_batched_tokens + scheduling.max_num_seqs)
     max_len = config.max_model_len or shape.max_position
     splits = scratch_bytes(scheduling.max_num_seqs, max_len, shape.num_heads, shape.head_dim)
-    return activations + logits + shrunk + 2 * splits + _WORKSPACE_BYTES
+    return activations + logits + shrunk + 2 * splits
 
 
 def available_bytes() -> int:

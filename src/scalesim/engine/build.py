@@ -189,7 +189,7 @@ def parts_for(
         read_adapter=read_adapter,
         pack_adapter=pack_adapter,
         rebuild_adapter=rebuild_adapter,
-        join_model=_join_models(config, plan, max_len, built.add_runner),
+        join_model=_join_models(loaded, config, backend.name, plan, max_len, built.add_runner),
         pages=pages,
         store=store,
         kv_identity=kv_identity(loaded, geometry, backend.name, config.reproducible),
@@ -197,17 +197,18 @@ def parts_for(
 
 
 def _join_models(
-    config: EngineConfig, plan: Capacity, max_len: int, add_runner: AddRunner | None
-) -> JoinModels | None:
+    own: LoadedModel, config: EngineConfig, backend: str, plan: Capacity, max_len: int,
+    add_runner: AddRunner | None,
+) -> JoinModels | None:  # fmt: skip
     if add_runner is None:
         return None
 
     def text(loaded: LoadedModel, model_len: int, pool_len: int) -> TextModel:
         return text_model(loaded, config, None, model_len, pool_len)
 
-    geometry = plan.geometry
+    geometry, dtype = plan.geometry, str(own.model.dtype).removeprefix("torch.")
     return JoinModels(
-        config, geometry.page_bytes, geometry.dtype_bytes,
+        backend, dtype, config.reproducible, geometry.page_bytes, geometry.dtype_bytes,
         plan.device_pages - 1, max_len, plan.settings.max_blocks_per_row, text, add_runner,
     )  # fmt: skip
 

@@ -10,9 +10,8 @@ from hashlib import blake2b
 from pathlib import Path
 from zlib import crc32
 
-from scalesim.config import EngineConfig
 from scalesim.errors import AdapterError, ConfigError, ModelError
-from scalesim.memory.geometry import PageGeometry
+from scalesim.memory.geometry import BLOCK_SIZES, PageGeometry
 from scalesim.memory.leases.adapters import AdapterContent
 from scalesim.memory.leases.weights import WeightsContent
 from scalesim.model.adapters.folder import AdapterFolders
@@ -37,12 +36,15 @@ MakeText = Callable[[LoadedModel, int, int], TextModel]
 
 @dataclass(frozen=True)
 class JoinModels:
-    """A ``JoinModel`` of an engine of ``config``. Its pages have ``page_bytes``, and hold as many
-    tokens of a model as fit, in multiples of 16. ``max_len`` is the most tokens of a sequence, and
-    ``row_blocks`` the most pages of its KV, or of an adapter. ``adapters`` are those of each
-    model's shapes, which all models and versions of the same shapes have in common."""
+    """A ``JoinModel`` of an engine on a ``backend``, whose models are of ``dtype``. Its pages have
+    ``page_bytes``, and hold as many tokens of a model as fit and the kernels take. ``max_len`` is
+    the most tokens of a sequence, and ``row_blocks`` the most pages of its KV, or of an adapter.
+    ``adapters`` are those of each model's shapes, which all models and versions of the same shapes
+    have in common."""
 
-    config: EngineConfig
+    backend: str
+    dtype: str
+    reproducible: bool
     page_bytes: int
     kv_bytes: int
     num_pages: int
@@ -60,8 +62,9 @@ class JoinModels:
             raise ModelError(f"model {folder}: only ScaleSim's own layers run beside another model")
         try:
             geometry = PageGeometry.fitting(
-                shape.num_layers, shape.num_kv_heads, shape.head_dim, self.kv_bytes, self.page_bytes
-            )
+                shape.num_layers, shape.num_kv_heads, shape.head_dim, self.kv_bytes,
+                self.page_bytes, None if self.backend == "cpu" else BLOCK_SIZES,
+            )  # fmt: skip
         except ConfigError as error:
             raise ModelError(
                 f"model {folder}: {error}; make the engine of this model and add the other one, or "
@@ -78,7 +81,7 @@ class JoinModels:
         pages = layout.pack(_weights_of(loaded))
         digest = digest_of(layout, pages)
         source = WeightsSource(layout, lambda: _weights_of(load()), digest, folder)
-        facts = repr((shape, layout.dtype, geometry, self.config.reproducible)).encode()
+        facts = repr((shape, layout.dtype, geometry, self.backend, self.reproducible)).encode()
         identity = blake2b(facts + digest, digest_size=16).digest()
         size = geometry.block_size
         model_len = min(self.max_len, shape.max_position, self.row_blocks * size)
@@ -113,7 +116,7 @@ class JoinModels:
 
     def _load(self, path: str | Path, name: str, dummy_weights: bool) -> LoadedModel:
         return load_model(
-            path, dtype=self.config.dtype, dummy_weights=dummy_weights, seed=crc32(name.encode()),
+            path, dtype=self.dtype, dummy_weights=dummy_weights, seed=crc32(name.encode()),
             model_impl="native",
         )  # fmt: skip
 

@@ -9,7 +9,7 @@ no copy uses are moved, so nobody reads them meanwhile.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -21,8 +21,22 @@ from scalesim.memory.tree.segment import Segment
 
 MovePages: TypeAlias = Callable[[Sequence[int], Sequence[int]], None]
 """Copies device pages ``(from, to)``, pairwise. What was launched before is over, or in order
-before the copies; on return, whatever reads the new pages finds them written."""
+before the copies; what is given to the device afterwards is in order behind them."""
 _FIXED = 1 << 40  # more than any number of pages
+
+
+class RunSearch(NamedTuple):
+    """A search for ``length`` consecutive pages, and how memory was: how often a segment lost its
+    last pin, how many copies had ended, and how many pages were free."""
+
+    length: int
+    num_unpinned: int
+    num_copies_ended: int
+    num_free: int
+
+    def is_in_vain_after(self, other: RunSearch | None) -> bool:
+        """Whether nothing was given back since ``other``, which found no run."""
+        return other is not None and self[:3] == other[:3] and self.num_free <= other.num_free
 
 
 class Compaction:

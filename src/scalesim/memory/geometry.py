@@ -6,6 +6,7 @@ A page holds ``block_size`` tokens of KV for all layers, laid out as
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from scalesim.errors import ConfigError
@@ -53,17 +54,21 @@ class PageGeometry:
 
     @classmethod
     def fitting(
-        cls, num_layers: int, num_kv_heads: int, head_dim: int, dtype_bytes: int, page_bytes: int
-    ) -> PageGeometry:
-        """The geometry with the largest block size whose KV fits into ``page_bytes``. Raises
-        ``ConfigError`` if none does."""
+        cls, num_layers: int, num_kv_heads: int, head_dim: int, dtype_bytes: int, page_bytes: int,
+        block_sizes: Sequence[int] | None = None,
+    ) -> PageGeometry:  # fmt: skip
+        """The geometry with the largest block size whose KV fits into ``page_bytes``: one of
+        ``block_sizes``, 16 among them, or any. Raises ``ConfigError`` if none does."""
         least = cls(num_layers, num_kv_heads, head_dim, BLOCK_MULTIPLE, dtype_bytes)
         if least.page_bytes > page_bytes:
             raise ConfigError(
                 f"KV of {BLOCK_MULTIPLE} tokens has {least.page_bytes} bytes, and a page has "
                 f"{page_bytes}"
             )
-        return replace(least, block_size=page_bytes // least.page_bytes * BLOCK_MULTIPLE)
+        most = page_bytes // least.page_bytes * BLOCK_MULTIPLE
+        if block_sizes is not None:
+            most = max(size for size in block_sizes if size <= most)
+        return replace(least, block_size=most)
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:

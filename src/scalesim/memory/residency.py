@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 from scalesim.core import Fence
 from scalesim.foreign import words_of
-from scalesim.memory.compaction import Compaction, MovePages
+from scalesim.memory.compaction import Compaction, MovePages, RunSearch
 from scalesim.memory.counters import Counters
 from scalesim.memory.disk.moves import DiskMoves
 from scalesim.memory.drops import Drops, ResidencyListener
@@ -75,7 +75,7 @@ class Residency:
         )
         self.allocation_failed = False
         self._num_finished = 0  # transfers
-        self._no_run: tuple[int, ...] = ()  # as of when ``take_first`` found none
+        self._in_vain: RunSearch | None = None  # the newest of ``take_first``
         self._small_segment = self.device.num_usable // _SMALL_SHARE
         self._holds_everything = not policy.limited  # until the first eviction
 
@@ -113,13 +113,14 @@ class Residency:
         count = min(count, self.device.num_free)
         pages: list[int] = []
         for offset, length in runs:
-            now = length, self.ranking.num_unpinned, self._num_finished, self.device.num_free
-            is_hopeless = now[:3] == self._no_run[:3] and now <= self._no_run
-            if offset + length > count or is_hopeless:
+            search = RunSearch(
+                length, self.ranking.num_unpinned, self._num_finished, self.device.num_free
+            )
+            if offset + length > count or search.is_in_vain_after(self._in_vain):
                 return pages
             run = self.compaction.take_run(length)
             if run is None:
-                self._no_run = now
+                self._in_vain = search
                 return pages
             others = self.device.allocate(offset - len(pages))
             assert others is not None, (offset, length, count)
@@ -169,29 +170,32 @@ class Residency:
             next_use = ranking.next_use(victim)
             if ahead_of is not None and not ranking.may_displace(ahead_of, next_use):
                 return False
-            if self._is_worth_waiting(next_use, missing, ahead_of is not None):
-                return False
-            if not self._evict(victim, next_use, missing):
+            wanted = missing - self._worth_waiting_for(next_use, missing, ahead_of is not None)
+            if wanted <= 0 or not self._evict(victim, next_use, wanted):
                 return False
         return True
 
-    def _is_worth_waiting(self, next_use: NextUse, missing: int, is_ahead: bool) -> bool:
-        """Whether to wait for a save rather than evict what has ``next_use``.
+    def _worth_waiting_for(self, next_use: NextUse, missing: int, is_ahead: bool) -> int:
+        """For how many of the ``missing`` pages to wait for saves rather than evict what has
+        ``next_use``.
 
-        A load ahead has time, and waits while something is saved that is used later: until then
-        neither that nor the path above it can leave. A request waits for pages that suffice, if
-        what would leave for it is needed at the next move of the clock.
+        A load ahead has time, and waits for all that is saved and used later, with the path above
+        it: until then neither can leave. A request waits for pages that suffice, if what would
+        leave for it is needed at the next move of the clock.
         """
         ranking, now = self.ranking, self.timing.now
         if not is_ahead:
             is_soon = next_use.distance(now) < 1.5 * self.timing.move
-            return is_soon and self.transfers.saving_pages >= missing
-        return any(
-            next_use.sooner_than(ranking.next_use(segment), now)
-            for transfer in self.transfers.values()
-            if transfer.purpose == "save"
-            for segment, _ in transfer.parts
-        )
+            return missing if is_soon and self.transfers.saving_pages >= missing else 0
+        saves = (each for each in self.transfers.values() if each.purpose == "save")
+        later: set[Segment] = set()
+        for node in (segment for transfer in saves for segment, _ in transfer.parts):
+            while not (node is None or node.is_root or node.pins or node in later) and (
+                next_use.sooner_than(ranking.next_use(node), now)
+            ):
+                later.add(node)
+                node = node.parent
+        return sum(len(segment.device) for segment in later)
 
     def _evict(self, segment: Segment, next_use: NextUse, wanted: int) -> bool:
         """Free about ``wanted`` pages from the end of ``segment``, or start to save the segment

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scalesim_kernels import KernelSet
 from torch import Tensor
 
 from scalesim.core import Bytes2D
@@ -24,7 +23,6 @@ from scalesim.errors import ModelError, ScaleSimError
 from scalesim.memory.links.link import PageSource
 from scalesim.model.checkpoint.config import ModelConfig
 from scalesim.model.checkpoint.weights import Weights, assemble, expected_shapes
-from scalesim.model.layers.decoder import ForwardContext
 from scalesim.model.layers.native import NativeModel
 
 ALIGN = 64  # bytes
@@ -88,45 +86,26 @@ class WeightLayout:
 
 
 class PagedModel:
-    """A ``Decoder`` whose weights lie in ``pages``, uint8 ``[num_pages, page_bytes]``, wherever
-    ``move_to`` says. Its steps are not captured as graphs, since its weights move."""
+    """A model whose weights lie in ``pages``, uint8 ``[num_pages, page_bytes]``, wherever
+    ``move_to`` says. ``model`` is the decoder over them; a move makes another one, as steps in
+    flight keep theirs."""
 
-    takes_graphs, row_multiple = False, NativeModel.row_multiple
-
-    def __init__(self, layout: WeightLayout, pages: Bytes2D) -> None:
-        pool = torch.from_numpy(pages)
-        self.config, self.dtype, self.place = layout.config, layout.dtype, str(pool.device)
+    def __init__(self, layout: WeightLayout, pages: Bytes2D | Tensor) -> None:
+        pool = torch.as_tensor(pages)  # shares memory
         self.num_parts = len(layout.runs)
-        self._layout, self._pool, self._num_positions = layout, pool, 0
-        self._heads: tuple[int, ...] = ()
-        self._model: NativeModel | None = None
+        self._layout, self._pool = layout, pool
+        self._heads = (0,) * self.num_parts  # nowhere yet: steps of padding take any bytes
+        self.model = NativeModel(layout.config, layout.view(pool, self._heads))
 
-    def packed(self, kernels: KernelSet) -> PagedModel:
-        """Itself: another form would be a copy beside the pages."""
-        return self
-
-    def reserve(self, num_positions: int) -> None:
-        self._num_positions = num_positions
-
-    def move_to(self, heads: Sequence[int]) -> None:
-        """The parts of the weights begin at the pages ``heads``, from the next step on."""
-        if self._heads == (now := tuple(heads)):
-            return
-        weights = self._layout.view(self._pool, now)
-        if self._model is None:
-            self._model = NativeModel(self.config, weights)
-            self._model.reserve(self._num_positions)
-        else:
-            self._model = self._model.with_weights(weights)
-        self._heads = now
-
-    def forward(self, token_ids: Tensor, context: ForwardContext) -> Tensor:
-        assert self._model is not None, "move_to comes first"
-        return self._model.forward(token_ids, context)
-
-    def logits(self, hidden: Tensor, kernels: KernelSet, out: Tensor | None = None) -> Tensor:
-        assert self._model is not None, "move_to comes first"
-        return self._model.logits(hidden, kernels, out)
+    def move_to(self, heads: Sequence[int]) -> bool:
+        """The parts of the weights begin at the pages ``heads``. Returns whether they did not
+        before."""
+        now = tuple(heads)
+        has_moved = now != self._heads
+        if has_moved:
+            self.model = self.model.with_weights(self._layout.view(self._pool, now))
+            self._heads = now
+        return has_moved
 
 
 @dataclass(frozen=True)

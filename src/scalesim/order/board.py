@@ -45,6 +45,7 @@ class CallBoard:
         self._agents: OrderedDict[AgentId, KeyOwner] = OrderedDict()
         self._calls: dict[str, OpenCall] = {}
         self._reuse = ReuseStats()  # of all agents
+        self._reuse.continuation_rate = 0.5  # nothing is known of prompts that have not come yet
         self._coming: LazyHeap[KeyOwner] = LazyHeap(soonest=True)
 
     @property
@@ -136,7 +137,9 @@ class CallBoard:
         owner, path = found
         if depths is None:
             depths = range(len(path), len(path) + len(keys))
-        news = {key: depth for key, depth in zip(keys, depths, strict=True) if key not in path}
+        news = dict(zip(keys, depths, strict=True))
+        if path:
+            news = {key: depth for key, depth in news.items() if key not in path}
         if not news:
             return
         path.update(news)
@@ -154,10 +157,13 @@ class CallBoard:
             self.keys.own(owner, {key: path[key] for key in astray})
         if owner.name is not None and path:
             self.keys.leave(owner, owner.remember(path, self._reuse))
-        if owner.name is not None and owner.name in self._agents:
-            self._apply(self.distances.ended(owner.name))
+        if owner.name is None or owner.name not in self._agents:
+            self.keys.tell(owner)
+        elif changes := self.distances.ended(owner.name):
+            self._apply(changes)
+        else:
             self._place(owner)
-        self.keys.tell(owner)
+            self.keys.tell(owner)
 
     # -- within ----------------------------------------------------------------------------------
 

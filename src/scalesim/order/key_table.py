@@ -69,19 +69,20 @@ class KeyTable:
     def astray(self, keys: Iterable[Key]) -> list[Key]:
         """``left`` for the ``keys`` of a call that ends. Returns those that a tier holds and nobody
         owns: they had left, and were computed again."""
-        nobodys, found = self._strays.alone, []
-        for key in keys:
-            if not self._is_held(key):
-                self._drop(key)
-            elif (owned := self._keys.get(key)) is None or owned.group is nobodys:
-                found.append(key)
-        return found
+        gone = set(self._not_held(keys))
+        for key in gone:
+            self._drop(key)
+        find, nobodys = self._keys.get, self._strays.alone
+        return [
+            key
+            for key in keys
+            if ((owned := find(key)) is None or owned.group is nobodys) and key not in gone
+        ]
 
     def left(self, keys: Iterable[Key]) -> None:
         """``keys`` may have left a tier: those that no tier holds any more have no owner."""
-        for key in keys:
-            if not self._is_held(key):
-                self._drop(key)
+        for key in self._not_held(keys):
+            self._drop(key)
 
     def leaves_before(self, key: Key, other: Key) -> bool:
         """Whether ``key`` leaves a tier before ``other`` does."""
@@ -105,9 +106,9 @@ class KeyTable:
 
     def tell(self, owner: KeyOwner) -> None:
         """Tell the orders that the next use of ``owner`` is another."""
-        for order in self._orders:
-            for group in owner.groups:
-                if group.num_keys:
+        for group in owner.groups:
+            if group.num_keys:
+                for order in self._orders:
                     order.group_changed(group)
 
     def next_seq(self) -> int:
@@ -153,11 +154,13 @@ class KeyTable:
             for order in self._orders:
                 order.keys_moved(keys)
 
-    def _is_held(self, key: Key) -> bool:
-        for holds in self._holds:  # noqa: SIM110  (a generator costs more than what it asks)
-            if holds(key):
-                return True
-        return False
+    def _not_held(self, keys: Iterable[Key]) -> Iterable[Key]:
+        """Those of ``keys`` that no tier holds."""
+        for holds in self._holds:
+            keys = [key for key in keys if not holds(key)]
+            if not keys:
+                break
+        return keys
 
     def _join(self, owned: OwnedKey, owner: KeyOwner) -> None:
         """``owner`` is one more owner of a key, or takes over a key that is nobody's."""

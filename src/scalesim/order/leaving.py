@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 
 from scalesim.memory.eviction.lazy_heap import LazyHeap
 from scalesim.order.key_table import KeyTable
-from scalesim.order.owners import Key, KeyGroup
+from scalesim.order.owners import Key, KeyGroup, OwnedKey
 
 
 class LeavingOrder:
@@ -43,17 +43,21 @@ class LeavingOrder:
     def add_all(self, keys: Iterable[Key]) -> None:
         """``add`` for each of ``keys``, which mostly are of one group."""
         shelf: _Shelf | None = None
+        at, owned_of = self._at, self._keys.owned
         for key in keys:
-            owned = self._keys.owned(key)
+            owned = owned_of(key)
             group = owned.group
-            if (before := self._at.get(key)) is not None:
+            before = at.get(key)
+            if before is not None:
                 if before.group is group:
                     continue
                 self.discard(key)
             if shelf is None or shelf.group is not group:
                 shelf = self._shelves.get(group) or self._open(group)
-            shelf.put(key, owned.stamp, owned.depth)
-            self._at[key] = shelf
+            at[key] = shelf
+            shelf.live.add(key)
+            if key not in shelf.entered:
+                shelf.enter(key, owned)
 
     def discard(self, key: Key) -> None:
         """Remove ``key``, if it is there."""
@@ -155,28 +159,28 @@ class _Shelf:
 
     A key's place only ever goes back, as it is used again. So an entry that is older than its key
     stands too far in front, and is put to its place when it comes to the head; and a key that is
-    removed and put back needs no second entry. ``_entered`` are the keys with an entry.
+    removed and put back needs no second entry. ``entered`` are the keys with an entry.
     """
 
-    __slots__ = ("_entered", "_heap", "_keys", "_seq", "group", "live")
+    __slots__ = ("_heap", "_keys", "_seq", "entered", "group", "live")
 
     def __init__(self, group: KeyGroup, keys: KeyTable) -> None:
         self.group, self._keys = group, keys
         self.live: set[Key] = set()
-        self._entered: set[Key] = set()
+        self.entered: set[Key] = set()
         self._heap: list[tuple[int, int, int, Key]] = []
         self._seq = 0
 
-    def put(self, key: Key, stamp: int, depth: int) -> None:
-        self.live.add(key)
-        if key not in self._entered:
-            self._entered.add(key)
-            self._seq += 1
-            heapq.heappush(self._heap, (stamp, -depth, self._seq, key))
-            if len(self._heap) > 2 * len(self.live) + 16:
-                self._heap = [entry for entry in self._heap if entry[3] in self.live]
-                self._entered = set(self.live)
-                heapq.heapify(self._heap)
+    def enter(self, key: Key, owned: OwnedKey) -> None:
+        """Give ``key``, which is live, an entry."""
+        self.entered.add(key)
+        self._seq += 1
+        heap = self._heap
+        heapq.heappush(heap, (owned.stamp, -owned.depth, self._seq, key))
+        if len(heap) > 2 * len(self.live) + 16:
+            self._heap = [entry for entry in heap if entry[3] in self.live]
+            self.entered = set(self.live)
+            heapq.heapify(self._heap)
 
     def take(self, count: int) -> list[Key]:
         """Remove the first ``count`` keys, or all if there are no more."""
@@ -184,7 +188,7 @@ class _Shelf:
         while self.live and len(found) < count:
             key = self.first()
             heapq.heappop(self._heap)
-            self._entered.remove(key)
+            self.entered.remove(key)
             self.live.remove(key)
             found.append(key)
         return found
@@ -194,7 +198,7 @@ class _Shelf:
             stamp, depth, _, key = self._heap[0]
             if key not in self.live:
                 heapq.heappop(self._heap)
-                self._entered.remove(key)
+                self.entered.remove(key)
                 continue
             owned = self._keys.owned(key)
             if (stamp, depth) == (owned.stamp, -owned.depth):

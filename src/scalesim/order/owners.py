@@ -49,17 +49,26 @@ class KeyOwner:
         self.groups: set[KeyGroup] = {self.alone, self.past}
 
     def remember(self, path: Mapping[Key, int], common: ReuseStats) -> list[Key]:
-        """Record the keys of a call, with their places in the prompt. Returns the keys that the
-        agent is not likely to use again: of older prompts, and behind the place where its prompts
-        part from each other, if they usually do. ``common`` are the statistics of all agents."""
+        """Record the keys of a call, at least one, with their places in the prompt. Returns the
+        keys that the agent is not likely to use again: of older prompts, and behind the place where
+        its prompts part from each other, if they usually do. ``common`` are the statistics of all
+        agents.
+
+        A first prompt does not tell where it will part. Until prompts are seen to go on, the last
+        block is doubted: if it comes again, its room was meanwhile another agent's, and what that
+        one finds makes up for it.
+        """
         could_come = self.reach  # beyond so many paths, all was left behind before
         self._observe_return(path, common)
         self.paths.insert(0, tuple(path))
         left_now = self.paths[: could_come + 1]
         del self.paths[MAX_KEPT_PATHS:]
         rate = self.continued + _PRIOR * common.continuation_rate
-        cut = self.overlap if rate < 0.5 * (self.could_continue + _PRIOR) else None
-        self.expected = [key for key, depth in path.items() if cut is None or depth < cut]
+        first, last = path[self.paths[0][0]], path[self.paths[0][-1]]
+        cut = last + 1
+        if rate <= 0.5 * (self.could_continue + _PRIOR):
+            cut = max(first + 1, last) if self.overlap is None else self.overlap
+        self.expected = [key for key, depth in path.items() if depth < cut]
         kept = set(self.expected).union(*self.paths[1 : self.reach])
         return [key for old in left_now for key in old if key not in kept]
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from itertools import product, starmap
+from operator import add
 from typing import Any, NamedTuple
 
 PLACES = {
@@ -80,7 +82,7 @@ def make_keys(block_hashes: Sequence[bytes], groups: Sequence[int]) -> list[byte
     """The keys of a request's full blocks, block after block with those of all cache ``groups``.
     The pool and the host tier use the same ones."""
     suffixes = [group.to_bytes(4, "big") for group in groups]
-    return [block_hash + suffix for block_hash in block_hashes for suffix in suffixes]
+    return list(starmap(add, product(block_hashes, suffixes)))
 
 
 def group_of(key: bytes) -> int:

@@ -7,7 +7,7 @@ freed longest ago; here what is used last goes first, and blocks that hold nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from scalesim.order.key_table import KeyTable
@@ -27,15 +27,15 @@ class DeviceBlock(Protocol):
 
 class NextUseQueue:
     """Takes the place of a ``FreeKVCacheBlockQueue``, which it keeps up to date: a block is in this
-    queue exactly if it is in that one. ``left`` is called with each key whose block is given out,
-    and the block, which still has its key unless vLLM took it meanwhile.
+    queue exactly if it is in that one. ``left`` is called with the blocks that are given out by the
+    keys of what they hold; a block still has its key unless vLLM took it meanwhile.
     """
 
     def __init__(
         self,
         queue: Any,
         keys: KeyTable,
-        left: Callable[[Key, DeviceBlock], None] = lambda key, block: None,
+        left: Callable[[Mapping[Key, DeviceBlock]], object] = lambda blocks: None,
     ) -> None:
         self.queue, self._left = queue, left
         self._order = LeavingOrder(keys)
@@ -71,11 +71,13 @@ class NextUseQueue:
         """Give out ``n`` blocks, in the order in which they leave."""
         assert n <= self.num_free_blocks, f"asked {n} blocks, {self.num_free_blocks} are free"
         taken = [self._empty.popitem()[1] for _ in range(min(n, len(self._empty)))]
-        for key in self._order.take(n - len(taken)):
-            block = self._holding.pop(key)
-            del self._keys[block.block_id]
-            self._left(key, block)
-            taken.append(block)
+        if len(taken) < n:
+            holding = self._holding
+            blocks = {key: holding.pop(key) for key in self._order.take(n - len(taken))}
+            for block in blocks.values():
+                del self._keys[block.block_id]
+            self._left(blocks)
+            taken += blocks.values()
         for block in taken:
             self.queue.remove(block)
         return taken

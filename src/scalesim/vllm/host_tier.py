@@ -65,6 +65,7 @@ class HostTier:
         self.board = board
         self._alone = LeavingOrder(board.keys)
         self._spare = LeavingOrder(board.keys, soonest=True)  # on the device as well
+        self._released: dict[Key, None] = {}  # belong into one of the two, and are in neither
         board.keys.watch(self.chunks.__contains__)
 
     @property
@@ -127,26 +128,38 @@ class HostTier:
         """Remove all chunks."""
         keys = list(self.chunks)
         self.chunks.clear()
+        self._released.clear()
         self._alone.clear()
         self._spare.clear()
         self.board.keys.left(keys)
 
     def mark_evictable(self, key: Key) -> None:
         """Nothing reads or writes the chunk of ``key`` any more."""
-        spare = self._on_device is not None and self._on_device(key)
-        (self._alone if spare else self._spare).discard(key)
-        (self._spare if spare else self._alone).add(key)
+        self._released[key] = None
 
     def mark_non_evictable(self, key: Key) -> None:
         """The chunk of ``key`` is read, or written."""
+        self._released.pop(key, None)
         self._alone.discard(key)
         self._spare.discard(key)
 
-    def device_changed(self, keys: Iterable[Key]) -> None:
+    def _sort_released(self) -> None:
+        """Put what was released since the last time where it belongs."""
+        spare: list[Key] = []
+        alone: list[Key] = []
+        for key in self._released:
+            on_device = self._on_device is not None and self._on_device(key)
+            (spare if on_device else alone).append(key)
+        self._released.clear()
+        self._spare.add_all(spare)
+        self._alone.add_all(alone)
+
+    def device_changed(self, keys: Sequence[Key]) -> None:
         """The device has copies of ``keys`` now, or none any more."""
-        for key in keys:
-            if key in self._spare or key in self._alone:
-                self.mark_evictable(key)
+        for order in (self._alone, self._spare):
+            for key in [key for key in keys if key in order]:
+                order.discard(key)
+                self._released[key] = None
 
     # -- what leaves -----------------------------------------------------------------------------
 
@@ -177,6 +190,7 @@ class HostTier:
         """Of ``keys``, which stand in the order of their next use, the first ones that find room:
         what is free, spare copies, and what leaves before them. What leaves for them is set aside
         for ``evict``, until ``put_back``."""
+        self._sort_released()
         num_free = min(len(keys), max(0, self.num_free))
         rest = keys[num_free:]
         victims = self._spare.take(len(rest))
@@ -207,6 +221,7 @@ class HostTier:
 
     def _num_displaced(self, call: str, keys: Sequence[Key], limit: int) -> int:
         """How many chunks, up to ``limit``, leave before what ``call`` has computed."""
+        self._sort_released()
         use, now = self.board.use_behind(call), self.board.clock.now
         victims = self._alone.take(limit, set(keys))
         uses = [self.board.keys.next_use(key) for key in victims]
@@ -221,6 +236,7 @@ class HostTier:
             victims = self._set_aside[:n]
             del self._set_aside[:n]
         else:
+            self._sort_released()
             victims = self._spare.take(n, protected)
             num_spare = len(victims)
             victims += self._alone.take(n - num_spare, protected)

@@ -96,11 +96,12 @@ class SchedulerSide:
         self.board.keys.watch(self._on_device)
         if self.tier is not None:
             self.tier.join(self.board, self._on_device)
-        self._queue = NextUseQueue(pool.free_block_queue, self.board.keys, self._note_eviction)
+        self._queue = NextUseQueue(pool.free_block_queue, self.board.keys, self._note_evictions)
         pool.free_block_queue = self._queue
 
-    def _note_eviction(self, key: Key, block: Any) -> None:
-        self._evicted[key] = block if block.block_hash == key else None  # vLLM emptied it before
+    def _note_evictions(self, blocks: Mapping[Key, Any]) -> None:
+        for key, block in blocks.items():
+            self._evicted[key] = block if block.block_hash == key else None  # vLLM emptied it
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -131,7 +132,7 @@ class SchedulerSide:
         known = self._requests.pop(request.request_id)
         if self.tier is not None and known.held is not None:
             self.tier.device_changed(known.keys[known.held :])
-        self._may_prefetch = self._prefetches
+        self._may_prefetch = self._may_prefetch or self._lacks_room
 
     def _known(self, request: Any) -> OpenRequest:
         known = self._requests.get(request.request_id)
@@ -149,7 +150,9 @@ class SchedulerSide:
             named = 0
         if named < len(hashes):
             news = make_keys(hashes[named:], self._groups)
-            depths = [named + index // count for index in range(len(news))]
+            depths: Sequence[int] = range(named, len(hashes))
+            if count > 1:
+                depths = [depth for depth in depths for _ in self._groups]
             keys += news
             self.board.used(request.request_id, news, depths)
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from scalesim.core import Bytes2D
+from scalesim.device.streams import Device, Event
 
 PoolName = Literal["device", "host"]
 
@@ -35,9 +36,23 @@ class PageAccess(Protocol):
         ...
 
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy device pages to other device pages, pairwise, behind all steps that were launched;
-        returns when that is done."""
+        """Copy device pages to other device pages, pairwise, behind all steps that were launched.
+        Whatever is given to the device afterwards, here, to a link or to a runner, finds them
+        copied."""
         ...
+
+
+def pieces(sources: Sequence[int], targets: Sequence[int]) -> list[tuple[int, int, int]]:
+    """(target, source, count) of each run of pages that is consecutive on both sides."""
+    found: list[tuple[int, int, int]] = []
+    for source, target in zip(sources, targets, strict=True):
+        if found:
+            first, origin, count = found[-1]
+            if (target, source) == (first + count, origin + count):
+                found[-1] = first, origin, count + 1
+                continue
+        found.append((target, source, 1))
+    return found
 
 
 class ArrayPages:
@@ -63,11 +78,18 @@ class ArrayPages:
 
 class TensorPages:
     """Access to a device pool that is a torch tensor, uint8 ``[num_pages, page_bytes]``, and to a
-    host pool in the system's memory. Reads and writes wait for the device."""
+    host pool in the system's memory. Reads and writes wait for the device.
 
-    def __init__(self, device: Any, host: Bytes2D) -> None:
+    Pages are moved in the compute stream, so that they need no fence: steps launched before are
+    over by then, and steps launched later come behind. The streams of the link wait on the device.
+    """
+
+    def __init__(self, pages: Any, host: Bytes2D, device: Device) -> None:
         self.host = host
-        self._device, self._host = device, ArrayPages(host, host)
+        self._pages, self._host = pages, ArrayPages(host, host)
+        self._compute = device.stream("compute")
+        self._links = device.stream("in"), device.stream("out")
+        self._moved: Event | None = None
 
     def read(self, place: PoolName, pages: Sequence[int]) -> Bytes2D:
         if place == "host":
@@ -76,15 +98,25 @@ class TensorPages:
         return found
 
     def read_there(self, pages: Sequence[int]) -> Any:
-        return self._device[list(pages)]
+        self._settle()
+        return self._pages[list(pages)]
 
     def write(self, place: PoolName, pages: Sequence[int], rows: Bytes2D) -> None:
         if place == "host":
             self._host.write(place, pages, rows)
         elif len(pages):
-            self._device[list(pages)] = self._device.new_tensor(rows)
-            self._device[pages[-1], 0].item()  # written once this is read
+            self._settle()
+            self._pages[list(pages)] = self._pages.new_tensor(rows)
+            self._pages[pages[-1], 0].item()  # written once this is read
 
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        self._device[list(targets)] = self._device[list(sources)]
-        self._device[targets[-1], 0].item()
+        self._compute.copy_rows(self._pages, self._pages, pieces(sources, targets))
+        self._moved = self._compute.record()
+        for stream in self._links:
+            stream.wait(self._moved)
+
+    def _settle(self) -> None:
+        """Wait for the newest move: reads and writes are given to no stream of the device."""
+        if self._moved is not None:
+            self._moved.synchronize()
+            self._moved = None

@@ -39,11 +39,8 @@ class ForwardContext:
         return cls(pool, batch, plan, kernels, lora)
 
     def adapter_pool(self, dtype: torch.dtype) -> Tensor:
-        """The pool's memory, in whole pages and in the dtype of the adapters that lie there: KV may
-        have another one, and may not fill a page."""
-        size = self.pool.stride(0)
-        pages = self.pool.as_strided((len(self.pool), 1, 1, 1, 1, size), (*[size] * 5, 1))
-        return pages if pages.dtype == dtype else pages.view(dtype)
+        """The pool's memory in the dtype of the adapters that lie there, which KV may not have."""
+        return self.pool if self.pool.dtype == dtype else self.pool.view(dtype)
 
     def attend(
         self, heads: Tensor, layer: int, rotation: Tensor, scale: float, options: Mapping[str, Any],

@@ -6,8 +6,9 @@ copies: these are applied once, for the whole batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from scalesim.batch_options import (
 )
 from scalesim.core import Floats, Int64s
 
+Finish: TypeAlias = Callable[[], StepOutput]
+"""Gives the output of a part of a step that was computed or submitted, once the step is over."""
 _NONE = np.zeros(0, np.int32)
 
 
@@ -131,7 +134,8 @@ class BatchPart:
 
 
 def joined(batch: Batch, parts: Sequence[tuple[BatchPart, StepOutput]]) -> StepOutput:
-    """What ``batch`` gave, of what its ``parts`` gave; together they have all its sequences."""
+    """What ``batch`` gave, of what its ``parts`` gave; together they have all its sequences. The
+    parts take their time one after the other."""
     tokens = np.full(batch.num_seqs, NO_TOKEN, np.int32)
     bad = np.zeros(batch.num_seqs, np.bool_)
     digests = None
@@ -150,8 +154,9 @@ def joined(batch: Batch, parts: Sequence[tuple[BatchPart, StepOutput]]) -> StepO
     found = [total for total in sums if total is not None]
     assert len(found) == len(sums), "a span belongs to no part"
     return StepOutput(
-        batch.step, tokens, bad, digests, 0.0, scores, None if batch.embeddings is None else found
-    )
+        batch.step, tokens, bad, digests, sum(output.compute_s for _, output in parts), scores,
+        None if batch.embeddings is None else found,
+    )  # fmt: skip
 
 
 def _joined_scores(asked: LogprobsBatch, parts: Sequence[tuple[BatchPart, StepOutput]]) -> Scores:

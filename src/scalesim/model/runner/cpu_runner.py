@@ -1,8 +1,7 @@
 """The runner of a CPU: computes a ``Batch`` with a model whose KV lies in the page pool.
 
-The engine owns the pages and decides which go where; the runner keeps a copy of the block table,
-turns a ``Batch`` into the kernels' ``PagedBatch``, and samples. A step is over when ``launch``
-returns.
+The engine owns the pages; the runner keeps a copy of the block table, turns a ``Batch`` into the
+kernels' ``PagedBatch``, and samples. A step is over when ``launch`` returns.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from scalesim.model.adapters.batch import lora_batch
 from scalesim.model.adapters.layout import LayoutTable
 from scalesim.model.layers.decoder import Decoder, ForwardContext, row_multiple
 from scalesim.model.runner.arrange import arrange, paged_batch
+from scalesim.model.runner.batch_parts import Finish
 from scalesim.model.runner.extra_outputs import adjustments, hidden_sums, log_probs, not_finite
 from scalesim.model.runner.pool_view import pool_view
 from scalesim.model.runner.settings import RunnerSettings
@@ -74,19 +74,20 @@ class ModelRunner:
         self._counts = TokenCounts(settings.max_num_seqs, self.vocab_size)
 
     def launch(self, batch: Batch) -> LaunchedStep:
-        return self.launch_with(batch, self.compute)
+        return self.launch_with(batch, self.start)
 
-    def launch_with(self, batch: Batch, compute: Callable[[Batch], StepOutput]) -> LaunchedStep:
-        """``launch``, where ``compute`` gives what the step's sequences sample once the block table
-        and the copies of the batch are applied."""
-        start = time.perf_counter()
+    def use(self, model: Decoder) -> None:
+        """``model`` is the same one with its weights elsewhere, from the next batch on."""
+        self._model = model
+
+    def launch_with(self, batch: Batch, start: Callable[[Batch], Finish]) -> LaunchedStep:
+        """``launch``, where ``start`` computes the sequences, with tables and copies applied."""
+        began_s = time.perf_counter()
         with torch.inference_mode():
             self._apply_tables(batch)
-            output = compute(batch)
-        seconds = time.perf_counter() - start
+            output = replace(start(batch)(), compute_s=time.perf_counter() - began_s)
         if self._timeline is not None:
             self._timeline.reach(batch.step)
-        output = replace(output, compute_s=seconds)
         return LaunchedStep(batch.step, Fence("compute", batch.step), output)
 
     def collect(self, step: LaunchedStep) -> StepOutput:
@@ -100,9 +101,12 @@ class ModelRunner:
             src, dst = batch.page_copies.astype(np.int64).T.copy()
             self._kernels.copy_pages(self._pool, torch.from_numpy(src), torch.from_numpy(dst))
 
-    def compute(self, batch: Batch) -> StepOutput:
-        """What the sequences of ``batch`` sample; its pages and block table are as they should
-        be."""
+    def start(self, batch: Batch) -> Finish:
+        """Compute the sequences of ``batch``; its pages and block table are as they should be."""
+        output = self._compute(batch)
+        return lambda: output
+
+    def _compute(self, batch: Batch) -> StepOutput:
         num_seqs = batch.num_seqs
         tokens = np.full(num_seqs, NO_TOKEN, np.int32)
         digests = np.zeros(num_seqs, np.uint64) if self._digests else None
@@ -154,15 +158,11 @@ class ModelRunner:
     def _sample(self, logits: Tensor, batch: Batch, seqs: Int64s) -> Int32s:
         sampling = batch.sampling
         positions = batch.positions[batch.query_start[seqs + 1] - 1] + np.int32(1)
-        tokens = self._kernels.sample(
-            logits,
-            torch.from_numpy(sampling.temperatures[seqs]),
-            torch.from_numpy(sampling.top_ks[seqs]),
-            torch.from_numpy(sampling.top_ps[seqs]),
-            torch.from_numpy(sampling.keys[seqs].view(np.int64)),
-            torch.from_numpy(positions),
-        )
-        result: Int32s = tokens.numpy()
+        columns = (
+            sampling.temperatures[seqs], sampling.top_ks[seqs], sampling.top_ps[seqs],
+            sampling.keys[seqs].view(np.int64), positions,
+        )  # fmt: skip
+        result: Int32s = self._kernels.sample(logits, *map(torch.from_numpy, columns)).numpy()
         return result
 
     def _sample_adjusted(

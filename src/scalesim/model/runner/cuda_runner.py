@@ -4,6 +4,12 @@
 buffers, the device fills in tokens of the step before, which the host has not seen yet, and the
 outcome is copied back. ``collect`` waits for that copy. Layers, sampling and arrangement are shared
 with the CPU's runner. ``engine.backends`` makes the runner.
+
+A model whose weights lie in pages has a runner beside that of the engine's own. Its part of a step
+is a branch of the compute stream, on a stream that all such models share: the branch begins behind
+the step's changes of the block table, and the step ends behind the branch. Such a model has graphs
+of decodes alone, each captured when it is first needed where the weights lie; on a stream of its
+own, so that a further model may be warmed up meanwhile.
 """
 
 from __future__ import annotations
@@ -22,7 +28,7 @@ from scalesim.batch import NO_TOKEN, Batch, LaunchedStep, SamplingBatch, StepOut
 from scalesim.batch_options import EmbeddingBatch, LogitsBatch, LogprobsBatch, Scores
 from scalesim.core import Bools, Fence, Floats, Int32s, UInt64s
 from scalesim.device.staging import Staged, StagingRing
-from scalesim.device.streams import Device, Event, Fences
+from scalesim.device.streams import Device, Event, Fences, Work
 from scalesim.errors import ConfigError
 from scalesim.foreign import Foreign
 from scalesim.model.adapters.batch import Grouped, grouped
@@ -30,6 +36,7 @@ from scalesim.model.adapters.layout import LayoutTable
 from scalesim.model.checkpoint.config import ModelConfig
 from scalesim.model.layers.decoder import Decoder, ForwardContext, row_multiple
 from scalesim.model.runner.arrange import Arranged, arrange
+from scalesim.model.runner.batch_parts import Finish
 from scalesim.model.runner.device_embedding import DeviceEmbeddings
 from scalesim.model.runner.device_logits import DeviceLogits
 from scalesim.model.runner.device_logprobs import DeviceLogprobs, ScoredRows
@@ -44,7 +51,9 @@ _COPIES_A_SEQ = 1  # most pages of a sequence that begin as copies of shared pag
 
 
 @dataclass(frozen=True, slots=True)
-class _StepInFlight:
+class _Submitted:
+    """What is kept of a batch until its output can be read."""
+
     batch: Batch
     arranged: Arranged
     shape: StepShape
@@ -52,20 +61,29 @@ class _StepInFlight:
     logits: Staged | None
     began: Event
     ended: Event
-    scores: Callable[[], Scores] | None = None
-    sums: Callable[[], Floats] | None = None
+    scores: Callable[[], Scores] | None
+    sums: Callable[[], Floats] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _StepInFlight:
+    ended: Event
+    finish: Finish
 
 
 class CudaRunner:
     """Runs steps of ``model`` over the page pool ``pool`` (layout as in the kernels' contracts).
 
     The model's weights lie on ``device`` in the form of these kernels (``Decoder.packed``). The
-    model belongs to this runner alone.
+    model belongs to this runner alone. ``table`` is the block table on the host, ``[rows,
+    max_blocks]``, as the newest launch has it.
 
     fences : told of each launched and each collected step.
     layouts : the layouts of adapters that batches use; shared with the registry that adds them. The
         first step with an adapter captures the graphs with adapters; a move of the buffers of
         ``DeviceLora`` captures them again. Such a launch takes as long as ``warm_up``.
+    beside : the runner of the engine's own model, of whose steps this one computes parts. It may be
+        made, and warmed up, on any thread.
     """
 
     steps_in_flight = STEPS_IN_FLIGHT
@@ -79,32 +97,43 @@ class CudaRunner:
         fences: Fences,
         settings: RunnerSettings,
         layouts: LayoutTable | None = None,
+        beside: CudaRunner | None = None,
     ) -> None:
         max_num_seqs, block_size = settings.max_num_seqs, pool.shape[4]
         max_len = settings.max_blocks_per_row * block_size
         model.reserve(min(model.config.max_position, max_len))
         self._model, self._kernels, self._pool = model, kernels, pool
+        self.vocab_size = vocab = model.config.vocab_size
         self._device, self._fences = device, fences
-        self._stream = device.stream("compute")
+        self._compute_stream = device.stream("compute")
+        self._stream = self._compute_stream if beside is None else device.stream("models")
         self._multiple = row_multiple(model, kernels) if settings.reproducible else 1
         self._reproducible, self._digests = settings.reproducible, settings.digests
         self._max_num_tokens = max(settings.max_num_tokens, max_num_seqs)
         self._max_num_seqs = max_num_seqs
         buffers = STEPS_IN_FLIGHT + 1
-        self._table = DeviceTable(
-            device, self._stream, settings.max_num_rows, settings.max_blocks_per_row, buffers
+        rows = settings.max_num_rows, settings.max_blocks_per_row
+        self.device_table: DeviceTable = (
+            DeviceTable(device, self._stream, *rows, buffers)
+            if beside is None
+            else beside.device_table
         )
+        self.table = self.device_table.on_host
         self._directory = DeviceLora(
             device, self._stream, layouts or LayoutTable(), model.config.num_layers
         )
         takes_graphs = settings.graphs and model.takes_graphs
         sizes = padded_sizes(max_num_seqs, self._multiple) if takes_graphs else ()
-        mixed = mixed_shapes(sizes, settings.max_num_tokens, self._multiple)
-        self.graphs = StepGraphs(sizes, mixed, partial(device.capture, self._stream), self._compute)
+        self._weights_move = beside is not None
+        mixed = []
+        if not self._weights_move:
+            mixed = mixed_shapes(sizes, settings.max_num_tokens, self._multiple)
+        captures = device.stream("capture") if self._weights_move else self._stream
+        self.graphs = StepGraphs(sizes, mixed, partial(device.capture, captures), self._work)
         samples = self._pad(max_num_seqs)
         num_tokens = max([self._pad(self._max_num_tokens), *(s.num_tokens for s in mixed)])
         seqs = max([samples, *(shape.num_seqs for shape in mixed)])
-        largest = StepShape(num_tokens, seqs, 0, samples, _COPIES_A_SEQ * max_num_seqs)
+        largest = StepShape(num_tokens, seqs, 0, samples)
         # each group is padded by less than a multiple
         entries = self._max_num_tokens + max_num_seqs * self._multiple
         words = largest.with_adapters(entries, samples).num_words
@@ -112,9 +141,11 @@ class CudaRunner:
         self._outcomes = StagingRing(device, buffers, samples + seqs)
         self._inputs = self._int32s(words)
         self._outcome = self._int32s(samples + seqs)
+        if beside is None:
+            words = 4 * _COPIES_A_SEQ * max_num_seqs
+            self._copies, self._arrived = StagingRing(device, buffers, words), self._int32s(words)
         self._last_token = self._int32s(max_num_seqs + 1)  # the last entry is padding's
         self._dummy_slot = max_num_seqs
-        vocab = model.config.vocab_size
         # the newest step's logits in fp32, for logits processors and digests
         self._logits = self._stream.zeros(samples, vocab, dtype=torch.float32)
         if self._digests:
@@ -124,7 +155,7 @@ class CudaRunner:
     def num_waits(self) -> int:
         """How often ``launch`` waited for the device to read a staging buffer: 0, unless very many
         entries of the block table change at once."""
-        rings = (self._staging, self._outcomes, self._table.ring)
+        rings = (self._staging, self._outcomes, self.device_table.ring)
         return sum(ring.num_waits for ring in rings)
 
     def warm_up(self, token_counts: Sequence[int]) -> None:
@@ -148,26 +179,55 @@ class CudaRunner:
                 rows = self._pad(groups)
                 step = StepShape(rows, rows, rows, rows)
                 self._run_padding(step.with_adapters(groups * self._multiple, groups))
-        source, target = torch.tensor([[1], [0]], device=self._device.place)  # the null page
-        self._device.settle()
-        self._stream.submit(lambda: self._kernels.copy_pages(self._pool, source, target))
+        if not self._weights_move:
+            self._copy_pages(np.array([[1, 0]], np.int32))  # to the null page
+            self._stream.record().synchronize()
+            self.graphs.capture(captured)
+        finish = self._submit(asking_for_all(self._dummy_slot, self.vocab_size))
         self._stream.record().synchronize()
-        self.graphs.capture(captured)
-        self.collect(self._launch(asking_for_all(self._dummy_slot, self._model.config.vocab_size)))
+        finish()
+
+    def use(self, model: Decoder) -> None:
+        """``model`` is the same one with its weights elsewhere, from the next batch on."""
+        self._model = model
+        if len(self.graphs):
+            self._stream.record().synchronize()  # one may be running
+            self.graphs.forget()
 
     # -- the two halves of a step -------------------------------------------------------------
 
     def launch(self, batch: Batch) -> LaunchedStep:
+        return self.launch_with(batch, self.start)
+
+    def launch_with(self, batch: Batch, start: Callable[[Batch], Finish]) -> LaunchedStep:
+        """``launch``, where ``start`` submits the step's sequences behind the changes of the block
+        table and the copies of the batch."""
         try:
-            return self._launch(batch)
+            self.device_table.apply(batch)
+            self._copy_pages(batch.page_copies)
+            finish = start(batch)
+            ended = self._stream.record()
+            self._fences.launched(batch.step, ended)
         except BaseException:
             # Part of the step may be running without a fence, while its pages are freed.
             with Foreign():
                 self._stream.record().synchronize()
             raise
+        flight = _StepInFlight(ended, finish)
+        return LaunchedStep(batch.step, Fence("compute", batch.step), flight)
 
-    def _launch(self, batch: Batch) -> LaunchedStep:
-        self._table.apply(batch)
+    def start(self, batch: Batch) -> Finish:
+        """Submit the sequences of ``batch``; its block table and pages are as they should be once
+        what the compute stream was given has run."""
+        if not self._weights_move:
+            return self._submit(batch)
+        self._stream.wait(self._compute_stream.record())
+        try:
+            return self._submit(batch)
+        finally:
+            self._compute_stream.wait(self._stream.record())
+
+    def _submit(self, batch: Batch) -> Finish:
         arranged = arrange(batch)
         lora = self._grouped(batch, arranged)
         shape = self._shape(batch, arranged, lora)
@@ -179,13 +239,9 @@ class CudaRunner:
         scored = self._send_scores(batch, arranged)
         spans = [] if batch.embeddings is None else arranged.spans(batch.embeddings.spans)
         # a graph keeps no hidden states, which logprobs and embeddings need
-        captured = None
-        if not (scored or spans):
-            captured = self.graphs.replay(replace(shape, num_copies=0))
-        if captured is not None and shape.num_copies:
-            self._stream.submit(partial(self._copy_pages, shape))
+        captured = None if scored or spans else self._graph(shape)
         if captured is None:
-            self._stream.submit(lambda: self._compute(shape, changes, scored, spans))
+            self._stream.submit(self._work(shape, changes, scored, spans))
         else:
             self._stream.submit(captured)
             if changes is not None:
@@ -200,20 +256,24 @@ class CudaRunner:
         scores = self._scores.fetch(scored) if scored else None
         sums = self._embeddings.fetch(len(spans)) if spans else None
         ended = self._stream.record(timed=True)
-        self._fences.launched(batch.step, ended)
-        flight = _StepInFlight(batch, arranged, shape, outcome, logits, began, ended, scores, sums)
-        return LaunchedStep(batch.step, Fence("compute", batch.step), flight)
+        return partial(
+            self._finish,
+            _Submitted(batch, arranged, shape, outcome, logits, began, ended, scores, sums),
+        )
 
     def collect(self, step: LaunchedStep) -> StepOutput:
         flight = step.handle
         assert isinstance(flight, _StepInFlight)
         flight.ended.synchronize()
         self._fences.collected(step.step)
-        tokens, bad = self._read(flight)
-        seconds = flight.ended.elapsed_s(flight.began)
-        scores = None if flight.scores is None else flight.scores()
-        sums = None if flight.sums is None else flight.sums()
-        return StepOutput(step.step, tokens, bad, self._hash(flight), seconds, scores, sums)
+        return flight.finish()
+
+    def _finish(self, done: _Submitted) -> StepOutput:
+        tokens, bad = self._read(done)
+        seconds = done.ended.elapsed_s(done.began)
+        scores = None if done.scores is None else done.scores()
+        sums = None if done.sums is None else done.sums()
+        return StepOutput(done.batch.step, tokens, bad, self._hash(done), seconds, scores, sums)
 
     # -- on the host --------------------------------------------------------------------------
 
@@ -228,18 +288,16 @@ class CudaRunner:
         return lora
 
     def _shape(self, batch: Batch, arranged: Arranged, lora: Grouped | None) -> StepShape:
-        """The step's shape: a captured one if it is short enough, but for page copies, which are
-        made before a captured step, and unless it asks for what graphs do not keep."""
-        copies, decodes = len(batch.page_copies), arranged.num_decodes
+        """The step's shape: a captured one if it is short enough, unless it asks for what graphs do
+        not keep."""
         tokens, samples = self._pad(batch.num_tokens), self._pad(int(batch.sample.sum()))
         captured = None
         if batch.logprobs is None and batch.embeddings is None:
             captured = self._captured(batch, arranged)
         if captured is None:
-            shape = StepShape(tokens, batch.num_seqs, decodes, samples, copies)
+            shape = StepShape(tokens, batch.num_seqs, arranged.num_decodes, samples)
             return shape.with_adapters(len(lora.tokens), self._max_num_seqs) if lora else shape
-        shape = replace(captured, num_copies=copies)
-        return self._with_adapters(shape) if lora else shape
+        return self._with_adapters(captured) if lora else captured
 
     def _captured(self, batch: Batch, arranged: Arranged) -> StepShape | None:
         decodes = arranged.num_decodes
@@ -264,8 +322,8 @@ class CudaRunner:
 
     @cached_property
     def _adjust(self) -> DeviceLogits:
-        num_slots, vocab = self._dummy_slot + 1, self._model.config.vocab_size
-        return DeviceLogits(self._device, self._stream, STEPS_IN_FLIGHT + 1, num_slots, vocab)
+        num_slots, buffers = self._dummy_slot + 1, STEPS_IN_FLIGHT + 1
+        return DeviceLogits(self._device, self._stream, buffers, num_slots, self.vocab_size)
 
     @cached_property
     def _scores(self) -> DeviceLogprobs:
@@ -285,7 +343,17 @@ class CudaRunner:
         padded = self._pad(len(batch.logprobs.tokens))
         return self._scores.send(batch, arranged, batch.logprobs, padded)
 
-    def _read(self, flight: _StepInFlight) -> tuple[Int32s, Bools]:
+    def _copy_pages(self, copies: Int32s) -> None:
+        """Submit the copies of whole pages, ``[n, 2]`` (source, destination)."""
+        if not (count := len(copies)):
+            return
+        buffer, words = self._copies.take(), 4 * count
+        buffer.array[:words].view(np.int64)[:] = copies.T.ravel()
+        self._copies.send(self._stream, buffer, self._arrived, words)
+        source, target = self._arrived[:words].view(torch.int64).view(2, count)
+        self._stream.submit(lambda: self._kernels.copy_pages(self._pool, source, target))
+
+    def _read(self, flight: _Submitted) -> tuple[Int32s, Bools]:
         arranged, found = flight.arranged, flight.outcome.array
         num_seqs, first = flight.batch.num_seqs, flight.shape.num_samples
         bad = np.zeros(num_seqs, np.bool_)
@@ -300,7 +368,7 @@ class CudaRunner:
         tokens[seqs] = np.where(bad[seqs], NO_TOKEN, sampled)
         return tokens, bad
 
-    def _hash(self, flight: _StepInFlight) -> UInt64s | None:
+    def _hash(self, flight: _Submitted) -> UInt64s | None:
         if flight.logits is None:
             return None
         digests = np.zeros(flight.batch.num_seqs, np.uint64)
@@ -319,19 +387,37 @@ class CudaRunner:
 
     # -- on the device ------------------------------------------------------------------------
 
-    def _compute(
+    def _work(
         self,
         shape: StepShape,
         changes: tuple[Tensor, ...] | None = None,
         scored: ScoredRows | None = None,
         spans: Sequence[slice] = (),
+    ) -> Work:
+        """A step of ``shape`` with the weights where they are now."""
+        return partial(self._compute, self._model, shape, changes, scored, spans)
+
+    def _graph(self, shape: StepShape) -> Work | None:
+        """The graph of a step of this shape, if it is to run as one."""
+        found = self.graphs.replay(shape)
+        plain = replace(shape, num_entries=0, num_groups=0)
+        if found is None and self._weights_move and plain in self.graphs.shapes:
+            self.graphs.capture([shape])
+            found = self.graphs.replay(shape)
+        return found
+
+    def _compute(
+        self,
+        model: Decoder,
+        shape: StepShape,
+        changes: tuple[Tensor, ...] | None,
+        scored: ScoredRows | None,
+        spans: Sequence[slice],
     ) -> None:
         """Compute a step of ``shape`` over the fixed buffers. No value is read back to the host, so
         that the work can be captured."""
-        step = tensors(shape, self._inputs, self._table.entries, self._directory.tensors)
-        kernels, model = self._kernels, self._model
-        if shape.num_copies:
-            self._copy_pages(shape)
+        step = tensors(shape, self._inputs, self.device_table.entries, self._directory.tensors)
+        kernels = self._kernels
         in_flight = self._last_token.index_select(0, step.token_slots)
         token_ids = torch.where(step.token_ids == NO_TOKEN, in_flight, step.token_ids)
         context = ForwardContext.planned(
@@ -358,10 +444,6 @@ class CudaRunner:
         if spans:
             self._embeddings.compute(spans, hidden)
 
-    def _copy_pages(self, shape: StepShape) -> None:
-        step = tensors(shape, self._inputs, self._table.entries, self._directory.tensors)
-        self._kernels.copy_pages(self._pool, step.copies[0], step.copies[1])
-
     def _sample_again(self, num_samples: int, changes: tuple[Tensor, ...]) -> None:
         """Replace the samples of the rows that have a logits processor."""
         logits, outcome = self._logits[:num_samples], self._outcome[:num_samples]
@@ -371,7 +453,7 @@ class CudaRunner:
         """Run a step of padding alone, whose tokens are dropped."""
         batch = padding_batch(shape, self._dummy_slot)
         self._send(batch, arrange(batch), shape)
-        self._stream.submit(lambda: self._compute(shape))
+        self._stream.submit(self._work(shape))
         self._stream.record().synchronize()
 
     def _capture_with_adapters(self) -> None:
@@ -381,7 +463,10 @@ class CudaRunner:
         prefill = StepShape(tokens, 1, 0, row).with_adapters(tokens, self._max_num_seqs)
         for shape in (*shapes, prefill):
             self._run_padding(shape)
-        self.graphs.capture(shapes)
+        if self._weights_move:
+            self.graphs.forget()  # none is running: the steps of padding were waited for
+        else:
+            self.graphs.capture(shapes)
 
 
 def padding_batch(shape: StepShape, slot: int) -> Batch:

@@ -19,7 +19,8 @@ CAPACITY = 1 << 15  # entries per buffer: 128 new sequences of 4096 tokens in 16
 
 
 class DeviceTable:
-    """``entries``: ``[num_rows, max_blocks]`` int32 on the device; row 0, the dummy, stays 0."""
+    """``entries``: ``[num_rows, max_blocks]`` int32 on the device; row 0, the dummy, stays 0.
+    ``on_host`` is what they are once all changes so far have been applied."""
 
     def __init__(
         self,
@@ -31,6 +32,7 @@ class DeviceTable:
         capacity: int = CAPACITY,
     ) -> None:
         self.entries: Tensor = stream.zeros(num_rows, max_blocks, dtype=torch.int32)
+        self.on_host: Int32s = np.zeros((num_rows, max_blocks), np.int32)
         self._stream, self._capacity = stream, capacity
         self.ring = StagingRing(device, num_buffers, 2 * capacity)
         self._arrived = stream.zeros(2 * capacity, dtype=torch.int32)
@@ -41,6 +43,7 @@ class DeviceTable:
             return
         places = batch.table_rows.astype(np.int64) * self.entries.shape[1] + batch.table_cols
         places, pages = last_of_each(places, batch.table_pages)
+        self.on_host.reshape(-1)[places] = pages
         for start in range(0, len(places), self._capacity):
             stop = start + self._capacity
             self._scatter(places[start:stop].astype(np.int32), pages[start:stop])

@@ -1,6 +1,8 @@
 """CUDA graphs: the captured shapes of steps, and the one that a batch runs in.
 
-Each shape is captured once, when the engine starts. A batch of decodes is padded to the next size;
+Each shape is captured once, when the engine starts; or, where the model's weights move, when a step
+first needs the shape at their present place, since a graph keeps the addresses of what it reads. A
+batch of decodes is padded to the next size;
 a batch with short prompts or chunks beside them, to the next number of decodes and of tokens. A
 graph reads all its inputs from fixed buffers. Used by ``CudaRunner``.
 """
@@ -8,7 +10,6 @@ graph reads all its inputs from fixed buffers. Used by ``CudaRunner``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from scalesim.device.streams import Work
 from scalesim.model.runner.step_inputs import StepShape
@@ -57,11 +58,11 @@ class StepGraphs:
         sizes: Sequence[int],
         mixed: Sequence[StepShape],
         record: Callable[[Work], Work],
-        compute: Callable[[StepShape], object],
+        work: Callable[[StepShape], Work],
     ) -> None:  # fmt: skip
         self.sizes, self.mixed = tuple(sizes), tuple(mixed)
         self.num_captures = 0
-        self._record, self._compute = record, compute
+        self._record, self._work = record, work
         self._replay: dict[StepShape, Work] = {}
 
     @property
@@ -70,10 +71,10 @@ class StepGraphs:
         return [*map(StepShape.decode, self.sizes), *self.mixed]
 
     def capture(self, shapes: Sequence[StepShape]) -> None:
-        """Capture ``compute(shape)`` for each of ``shapes``. The one with the most tokens is
+        """Capture ``work(shape)`` for each of ``shapes``. The one with the most tokens is
         captured first, so that the others fit its memory. A shape's earlier graph is replaced."""
         for shape in sorted(shapes, key=lambda shape: -shape.num_tokens):
-            self._replay[shape] = self._record(partial(self._compute, shape))
+            self._replay[shape] = self._record(self._work(shape))
             self.num_captures += 1
 
     def size_for(self, num_seqs: int) -> int | None:
@@ -90,6 +91,14 @@ class StepGraphs:
             if fits and num_others <= shape.num_seqs - shape.num_decodes:
                 return shape
         return None
+
+    def __len__(self) -> int:
+        """The graphs that there are now."""
+        return len(self._replay)
+
+    def forget(self) -> None:
+        """Drop all graphs, none of which is running."""
+        self._replay.clear()
 
     def replay(self, shape: StepShape) -> Work | None:
         """The work that replays a step of this shape; ``None`` if the shape was not captured."""

@@ -17,9 +17,10 @@ def kv_dtype(geometry: PageGeometry, dtype: torch.dtype) -> torch.dtype:
     return FLOAT8 if geometry.dtype_bytes == FLOAT8.itemsize else dtype
 
 
-def pool_view(pages: Bytes2D, geometry: PageGeometry, dtype: torch.dtype) -> Tensor:
-    """The raw pages as the pool of the kernels of a model of ``dtype``: ``[num_pages, layer, 2,
-    kv_head, block_size, head_dim]`` of ``kv_dtype``. Pages that are larger keep their ends unused.
+def pool_view(pages: Bytes2D | Tensor, geometry: PageGeometry, dtype: torch.dtype) -> Tensor:
+    """The raw ``pages``, uint8 ``[num_pages, page_bytes]``, as the pool of the kernels of a model
+    of ``dtype``: ``[num_pages, layer, 2, kv_head, block_size, head_dim]`` of ``kv_dtype``. Pages
+    that are larger keep their ends unused.
 
     Shares memory. Raises ``ConfigError`` when the pages do not fit the geometry or the dtype.
     """
@@ -30,5 +31,5 @@ def pool_view(pages: Bytes2D, geometry: PageGeometry, dtype: torch.dtype) -> Ten
         )
     if pages.shape[1] < geometry.page_bytes or pages.shape[1] % dtype.itemsize:
         raise ConfigError(f"pages of {pages.shape[1]} bytes; the geometry's {geometry.page_bytes}")
-    used = torch.from_numpy(pages)[:, : geometry.page_bytes]
+    used = torch.as_tensor(pages)[:, : geometry.page_bytes]
     return used.view(dtype).view(len(pages), *geometry.shape)

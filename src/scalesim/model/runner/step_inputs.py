@@ -28,7 +28,7 @@ _NO_GROUPS = Grouped(_NONE, np.zeros(1, np.int32), _NONE, _NONE, _NONE, _NONE)
 _PAGED = ("positions", "token_rows", "seq_rows", "query_start", "context_lens")
 _LORA = ("lora_tokens", "lora_starts", "lora_counts", "lora_rows", "lora_layouts", "lora_tiles")
 _DTYPES = dict.fromkeys(("temperatures", "top_ps"), torch.float32)
-_DTYPES |= dict.fromkeys(("keys", "copies"), torch.int64)
+_DTYPES |= {"keys": torch.int64}
 _ALIGN = 64  # int32s: keeps vector loads and 8-byte fields aligned
 
 
@@ -45,7 +45,6 @@ class StepShape:
     num_seqs: int
     num_decodes: int
     num_samples: int
-    num_copies: int = 0
     num_entries: int = 0
     num_groups: int = 0
 
@@ -68,7 +67,7 @@ class StepShape:
     @property
     def num_words(self) -> int:
         """Size of all fields, in int32s."""
-        return int(layout(self)["copies"].stop)
+        return int(layout(self)["keys"].stop)
 
 
 @lru_cache(maxsize=1024)
@@ -83,7 +82,7 @@ def layout(shape: StepShape) -> Mapping[str, slice]:
     sizes |= {"lora_tokens": shape.num_entries, "lora_starts": groups + 1 if groups else 0}
     sizes |= dict.fromkeys(("lora_counts", "lora_rows", "lora_layouts"), groups)
     sizes["lora_tiles"] = 4 * tile_capacity(shape.num_entries, groups)
-    sizes |= {"keys": 2 * samples, "copies": 4 * shape.num_copies}  # int64
+    sizes |= {"keys": 2 * samples}  # int64
     places, start = {}, 0
     for name, size in sizes.items():
         places[name] = slice(start, start + size)
@@ -148,7 +147,6 @@ def pack(
     put("top_ks", sampling.top_ks[seqs])
     put("top_ps", sampling.top_ps[seqs].view(np.int32), _bits(1.0))
     put("keys", sampling.keys[seqs].view(np.int32))
-    put("copies", np.ascontiguousarray(batch.page_copies.T.astype(np.int64)).view(np.int32).ravel())
     if shape.num_groups:
         used = lora or _NO_GROUPS
         put("lora_tokens", used.tokens)
@@ -178,7 +176,6 @@ class StepTensors:
     top_ks: Tensor
     top_ps: Tensor
     keys: Tensor
-    copies: Tensor  # [2, num_copies] int64: sources, destinations
     lora: LoraBatch | None
 
 
@@ -191,7 +188,6 @@ def tensors(
         name: flat[place].view(_DTYPES.get(name, torch.int32))
         for name, place in layout(shape).items()
     }
-    fields["copies"] = fields["copies"].view(2, shape.num_copies)
     fields["lora_tiles"] = fields["lora_tiles"].view(-1, 4)
     paged = {name: fields.pop(name) for name in _PAGED}
     groups = [fields.pop(name) for name in _LORA]
