@@ -47,7 +47,7 @@ WITH_STATE = [
 WITH_MODELS = [
     WorldShape(pages, host, block_size, policy, adapters=adapters, blobs=blobs, models=4)
     for pages, host, block_size, adapters, blobs in [
-        (16, 1.0, 4, 0, 0), (24, 1.0, 2, 3, 0), (24, 2.0, 1, 0, 2), (12, 2.0, 2, 0, 0)
+        (16, 1.0, 4, 0, 0), (24, 1.0, 2, 3, 0), (24, 2.0, 1, 0, 2), (32, 2.0, 4, 0, 2)
     ]
     for policy in ("deadline", "lru-swap")
 ]  # fmt: skip
