@@ -160,7 +160,8 @@ class TagRunner:
         """Indices into the tags of the slots at ``positions`` of ``rows``, in blocks of ``sizes``
         tokens."""
         pages = self.table[rows, positions // sizes]
-        return pages * self._block_size + positions % sizes
+        places: Int64s = pages * self._block_size + positions % sizes
+        return places
 
     def _check_writes(self, rows: Int64s, positions: Int64s, written: Int64s) -> None:
         unset = (rows != 0) & (written < self._block_size)
