@@ -39,6 +39,11 @@ class StackPool:
         self._free.difference_update(pages)
         return pages
 
+    def claim(self, pages: Sequence[int]) -> None:
+        """Allocate these very pages, which are free: weights need consecutive ones."""
+        self._free.difference_update(pages)
+        self._stack = [page for page in self._stack if page in self._free]
+
     def free(self, pages: Sequence[int], fence: int = -1) -> None:
         for page in pages:
             assert self.first <= page < self.num_pages and page not in self._free, page

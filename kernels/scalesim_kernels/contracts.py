@@ -6,7 +6,8 @@ Common to all ops
                 in the model's dtype; index 0 of dimension 2 is K, 1 is V. Each page is
                 C-contiguous. A page has ``pool.stride(0)`` elements: more than the model's KV
                 where several models share the pages. Offsets into it need int64: a pool may be
-                larger than 2**31 elements.
+                larger than 2**31 elements. ``block_size`` is 16, 32 or 64; on a CPU, that of models
+                beside an engine's own may be any multiple of 16.
 fp8             where an engine has ``kv_dtype="fp8"``, the pool of the paged ops is in
                 ``float8_e4m3fn``. K and V are rounded to the nearest when they are stored, and
                 saturate at 448 (``float8.narrowed``); attention reads them exactly. Ops on adapters

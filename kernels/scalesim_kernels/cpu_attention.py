@@ -28,7 +28,10 @@ from .cpu_tiles import (
     bucket_end,
     causal_mask,
     decode_tiles,
+    pool_rows,
     prefill_tiles,
+    row_elements,
+    row_index,
 )
 from .float8 import FLOAT8, as_bytes, narrowed
 
@@ -62,10 +65,10 @@ FASTEST = Form(small_decodes=True, together=True)
 
 @dataclass(frozen=True, slots=True)
 class CpuPlan:
-    """The index tensors of one step. ``store_index`` is ``[valid tokens, 2 * kv_heads]``, rows of
-    ``head_dim`` elements within a layer of the pool. Unless ``together``, each tile is a call of
-    its own."""
+    """The index tensors of one step. K and V of the ``num_tokens`` valid tokens go to the rows
+    ``store_index`` of a layer of the pool. Unless ``together``, each tile is a call of its own."""
 
+    num_tokens: int
     store_index: Tensor
     decode: TilePlan | None
     prefill: TilePlan | None
@@ -94,7 +97,7 @@ class CpuAttention:
         decode = prefill = None
         if len(decodes.rows):
             shape = decode_shape(group, form) if reproducible else TileShape.fastest(group, True)
-            decode = decode_tiles(decodes, shape, pool.shape, dtype)
+            decode = decode_tiles(decodes, shape, pool, dtype)
         if len(prefills.rows):
             shape = (
                 TileShape.reproducible(group)
@@ -103,17 +106,16 @@ class CpuAttention:
             )
             kv_len = int(bucket_end(prefills.context_len - 1).max())
             mask = self._mask(shape, kv_len, dtype)
-            prefill = prefill_tiles(prefills, shape, pool.shape, mask)
-        return CpuPlan(store_index(batch, pool.shape), decode, prefill, form.together)
+            prefill = prefill_tiles(prefills, shape, pool, mask)
+        return CpuPlan(*store_index(batch, pool), decode, prefill, form.together)
 
     def store(self, k: Tensor, v: Tensor, pool: Tensor, layer: int, plan: CpuPlan) -> None:
         """Write K and V of the valid tokens, each ``[num_tokens, kv_heads, head_dim]``, to their
         pages."""
-        _, _, _, num_kv_heads, block_size, head_dim = pool.shape
-        rows = as_bytes(pool).view(-1, head_dim)[layer * 2 * num_kv_heads * block_size :]
-        num_tokens = len(plan.store_index)
+        row, num_tokens = row_elements(pool, pool.shape[5]), plan.num_tokens
         kv = narrowed(torch.cat((k[:num_tokens], v[:num_tokens]), dim=1), pool.dtype)
-        rows.index_copy_(0, plan.store_index.view(-1), as_bytes(kv).view(-1, head_dim))
+        rows = pool_rows(pool, layer, row)
+        rows.index_copy_(0, plan.store_index, as_bytes(kv).view(-1, row))
 
     def paged_decode(
         self, q: Tensor, pool: Tensor, layer: int, batch: PagedBatch, plan: CpuPlan, scale: float,
@@ -162,16 +164,15 @@ class CpuAttention:
     def _gather(self, pool: Tensor, layer: int, part: Gather, dtype: torch.dtype) -> Tensor:
         """KV of one gather, ``[num_seqs, 2, kv_heads, kv_len, head_dim]`` of ``dtype``, with zeros
         past each context."""
-        _, _, _, num_kv_heads, block_size, head_dim = pool.shape
-        blocks = as_bytes(pool).view(-1, block_size * head_dim)[layer * 2 * num_kv_heads :]
-        shape = (len(part.index), block_size * head_dim)
+        num_kv_heads, head_dim = pool.shape[3], pool.shape[5]
+        rows, shape = pool_rows(pool, layer, part.row), (len(part.index), part.row)
         kv = self._buffer("kv", shape, dtype)
         if pool.dtype == FLOAT8:
             packed = self._buffer("packed", shape, torch.uint8)
-            torch.index_select(blocks, 0, part.index, out=packed)
+            torch.index_select(rows, 0, part.index, out=packed)
             kv.copy_(packed.view(FLOAT8))
         else:
-            torch.index_select(blocks, 0, part.index, out=kv)
+            torch.index_select(rows, 0, part.index, out=kv)
         kv.view(-1, head_dim).index_fill_(0, part.clear, 0)
         return kv.view(part.num_seqs, 2, num_kv_heads, part.kv_len, head_dim)
 
@@ -320,14 +321,13 @@ def split_sequences(batch: PagedBatch) -> tuple[Sequences, Sequences]:
     )
 
 
-def store_index(batch: PagedBatch, pool_shape: torch.Size) -> Tensor:
-    """Where each valid token's K and V heads go: rows of ``head_dim`` elements within a layer,
-    int64 ``[valid tokens, 2 * kv_heads]``."""
-    _, num_layers, _, num_kv_heads, block_size, _ = pool_shape
+def store_index(batch: PagedBatch, pool: Tensor) -> tuple[int, Tensor]:
+    """The number of valid tokens, and the rows of a layer to which their K and V heads go."""
+    block_size, head_dim = pool.shape[4:]
     rows = batch.token_rows.numpy()
     num_tokens = int(np.count_nonzero(rows))  # padding stands last
-    positions = batch.positions.numpy()[:num_tokens].astype(np.int64)
-    pages = batch.block_table.numpy()[rows[:num_tokens], positions // block_size]
-    head = np.arange(2 * num_kv_heads)
-    first = pages.astype(np.int64)[:, None] * (num_layers * 2 * num_kv_heads) + head
-    return torch.from_numpy(first * block_size + (positions % block_size)[:, None])
+    positions = batch.positions.numpy()[:num_tokens, None].astype(np.int64)
+    table = batch.block_table.numpy()
+    pages = table[rows[:num_tokens, None], positions // block_size].astype(np.int64)
+    row = row_elements(pool, head_dim)
+    return num_tokens, row_index(pool, pages, positions, head_dim, row)

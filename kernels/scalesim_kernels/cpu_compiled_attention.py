@@ -46,7 +46,7 @@ from .cpu_lanes import (
 )
 from .cpu_products import row_products
 
-TILE = 64  # positions of KV between two corrections of the softmax; every block size divides it
+TILE = 64  # positions of KV between two corrections of the softmax
 KEYS = 2  # whose products with many rows fill the registers
 ROWS = 4  # that mix values together
 LINE = 16  # elements of a cache line
@@ -85,7 +85,7 @@ def eight_scores(q: Any, q_at: int, layer: Any, k_at: int, dim: int) -> Any:
 @njit(forceinline=True)
 def mix_row(
     mixed: Any, m_at: int, faded: Any, weights: Any, w_at: int, w_step: int, layer: Any,
-    values: Any, first: int, end: int, dim: int, block_size: int,
+    values: Any, first: int, end: int, dim: int, part_size: int,
 ) -> None:  # fmt: skip
     """``mixed = faded * mixed + weights @ V``, of one row, over the positions ``first:end`` of a
     tile, whose weights are ``w_step`` apart."""
@@ -102,9 +102,9 @@ def mix_row(
         h = multiply(faded, load(mixed, m + 56))
         position = first
         while position < end:
-            block = position // block_size
-            stop = min(end, (block + 1) * block_size)
-            v_at = values[block] + (position - block * block_size) * dim + i
+            part = position // part_size
+            stop = min(end, (part + 1) * part_size)
+            v_at = values[part] + (position - part * part_size) * dim + i
             for j in range(position, stop):
                 w = fill(weights[w_at + j * w_step])
                 a = fma(w, load(layer, v_at), a)
@@ -131,9 +131,9 @@ def mix_row(
         a, b = multiply(faded, load(mixed, m)), multiply(faded, load(mixed, m + WIDTH))
         position = first
         while position < end:
-            block = position // block_size
-            stop = min(end, (block + 1) * block_size)
-            v_at = values[block] + (position - block * block_size) * dim + i
+            part = position // part_size
+            stop = min(end, (part + 1) * part_size)
+            v_at = values[part] + (position - part * part_size) * dim + i
             for j in range(position, stop):
                 w = fill(weights[w_at + j * w_step])
                 a, b = fma(w, load(layer, v_at), a), fma(w, load(layer, v_at + WIDTH), b)
@@ -147,7 +147,7 @@ def mix_row(
 @njit(forceinline=True)
 def mix_four(
     mixed: Any, m_at: int, fades: Any, r: int, weights: Any, w_at: int, w_step: int, layer: Any,
-    values: Any, first: int, end: int, dim: int, block_size: int,
+    values: Any, first: int, end: int, dim: int, part_size: int,
 ) -> None:  # fmt: skip
     """As ``mix_row``, of four rows side by side: what is loaded serves four times, or twice."""
     for i in range(0, dim - WIDE, 2 * WIDE):
@@ -166,9 +166,9 @@ def mix_four(
         h = multiply(fade, load_wide(mixed, m + 3 * dim + WIDE))
         position = first
         while position < end:
-            block = position // block_size
-            stop = min(end, (block + 1) * block_size)
-            v_at = values[block] + (position - block * block_size) * dim + i
+            part = position // part_size
+            stop = min(end, (part + 1) * part_size)
+            v_at = values[part] + (position - part * part_size) * dim + i
             for j in range(position, stop):
                 x, y = load_wide(layer, v_at), load_wide(layer, v_at + WIDE)
                 at = w_at + j * w_step
@@ -199,8 +199,8 @@ def mix_four(
     e = multiply(spread(fades, r + 2), load_wide(mixed, m + 2 * dim))
     g = multiply(spread(fades, r + 3), load_wide(mixed, m + 3 * dim))
     for j in range(first, end):
-        block, at = j // block_size, w_at + j * w_step
-        x = load_wide(layer, values[block] + (j - block * block_size) * dim + i)
+        part, at = j // part_size, w_at + j * w_step
+        x = load_wide(layer, values[part] + (j - part * part_size) * dim + i)
         a = fma(spread(weights, at), x, a)
         c = fma(spread(weights, at + 1), x, c)
         e = fma(spread(weights, at + 2), x, e)
@@ -215,7 +215,7 @@ def mix_four(
 def widen_block(
     codes: Any, c_at: int, floats: Any, f_at: int, size: int, v_of_codes: int, v_of_floats: int
 ) -> None:
-    """K and V of a block, from e4m3."""
+    """K and V of a part, from e4m3."""
     for i in range(0, size, WIDTH):
         store(floats, f_at + i, load_float8(codes, c_at + i))
         store(floats, f_at + v_of_floats + i, load_float8(codes, c_at + v_of_codes + i))
@@ -224,7 +224,7 @@ def widen_block(
 @njit(forceinline=True)
 def weigh_row(
     scores: Any, s_at: int, first: int, end: int, capped: bool, cap: Any, scale: Any, q: Any,
-    q_at: int, layer: Any, values: Any, v_of_k: int, dim: int, block_size: int, sums_of: Any,
+    q_at: int, layer: Any, values: Any, v_of_k: int, dim: int, part_size: int, sums_of: Any,
     r: int,
 ) -> None:  # fmt: skip
     """Scores of one row, and from them its weights, in ``scores``; a lane a position. ``sums_of``:
@@ -233,7 +233,7 @@ def weigh_row(
     hidden = fill(MINUS_INFINITY)
     top = hidden
     for j in range(first // WIDTH * WIDTH, end, WIDTH):
-        k_at = values[j // block_size] - v_of_k + j % block_size * dim
+        k_at = values[j // part_size] - v_of_k + j % part_size * dim
         found = multiply(eight_scores(q, q_at, layer, k_at, dim), fill(scale))
         if capped:
             found = multiply(fill(cap), tanh(found))
@@ -305,8 +305,9 @@ def attention(pointer: Any) -> None:
 
     Online softmax: after each tile of 64 positions, a row's sums are corrected for its new maximum.
     Tiles begin at multiples of 64 of the absolute position, so a row takes the same steps however
-    its tokens were cut into items; a tile that it does not see changes nothing. A tile in e4m3 is
-    converted once for all rows of the item.
+    its tokens were cut into items; a tile that it does not see changes nothing. A tile is read in
+    parts, each within one page: of as many positions as divide both. A tile in e4m3 is converted
+    once for all rows of the item.
     """
     job = carray(pointer, 1)[0]
     dim, block_size, window = job.head_dim, job.block_size, job.window
@@ -330,7 +331,8 @@ def attention(pointer: Any) -> None:
     firsts = np.empty(most_lanes, np.int32)
     ends = np.empty(most_lanes, np.int32)
     sums_of = maxima, masses, fades
-    values = np.empty(TILE // block_size, np.int64)
+    part_size = min(TILE, block_size & -block_size)  # block sizes are multiples of 16
+    values = np.empty(TILE // part_size, np.int64)
     v_of_k, v_of_page = TILE * dim, num_kv_heads * block_size * dim
     if job.float8 != 0:
         layer = np.empty(2 * v_of_k, np.float32)
@@ -362,19 +364,21 @@ def attention(pointer: Any) -> None:
         start = 0 if window == 0 else max(0, first_position - window + 1) // TILE * TILE
         for base in range(start, last + 1, TILE):
             num_keys = min(TILE, last + 1 - base)
-            for block in range((num_keys + block_size - 1) // block_size):
-                page = np.int64(table[row * job.max_blocks + base // block_size + block])
-                k_at = page * job.page_stride + head * block_size * dim
+            for part in range((num_keys + part_size - 1) // part_size):
+                position = base + part * part_size
+                page = np.int64(table[row * job.max_blocks + position // block_size])
+                k_at = page * job.page_stride
+                k_at += (head * block_size + position % block_size) * dim
                 if job.float8 != 0:
-                    values[block] = v_of_k + block * block_size * dim
+                    values[part] = v_of_k + part * part_size * dim
                     widen_block(
-                        codes, k_at, layer, values[block] - v_of_k, block_size * dim, v_of_page,
+                        codes, k_at, layer, values[part] - v_of_k, part_size * dim, v_of_page,
                         v_of_k,
                     )  # fmt: skip
                     continue
-                values[block] = k_at + v_of_k
-                for line in range(0, block_size * dim if num_rows <= FEW_ROWS else 0, LINE):
-                    prefetch(layer, values[block] + line)
+                values[part] = k_at + v_of_k
+                for line in range(0, part_size * dim if num_rows <= FEW_ROWS else 0, LINE):
+                    prefetch(layer, values[part] + line)
             for r in range(num_lanes):
                 position = first_position + min(r, num_rows - 1) // group
                 ends[r] = min(position + 1 - base, num_keys)
@@ -382,7 +386,7 @@ def attention(pointer: Any) -> None:
             if side_by_side:
                 num_keys = -(-num_keys // WIDTH) * WIDTH  # of which some are hidden from all
                 for j in range(0, num_keys, KEYS):
-                    k_at = values[j // block_size] - v_of_k + j % block_size * dim
+                    k_at = values[j // part_size] - v_of_k + j % part_size * dim
                     for r in range(0, num_rows, WIDE):
                         products_of_rows(
                             queries, r, num_lanes, layer, k_at, dim, weights, j * num_lanes + r
@@ -396,7 +400,7 @@ def attention(pointer: Any) -> None:
                     if firsts[r] < ends[r]:
                         at = q_at + r // group * job.q_stride + r % group * dim
                         weigh_row(weights, r * TILE, firsts[r], ends[r], capped, cap, scale, q, at,
-                                  layer, values, v_of_k, dim, block_size, sums_of, r)  # fmt: skip
+                                  layer, values, v_of_k, dim, part_size, sums_of, r)  # fmt: skip
             for r in range(0, num_rows, ROWS):
                 count = min(ROWS, num_rows - r)
                 # What all four rows see; before and after it, each is on its own.
@@ -408,11 +412,11 @@ def attention(pointer: Any) -> None:
                     if firsts[each] < stop:
                         mix_row(mixed, each * dim, fill(fades[each]), weights, each * w_row,
                                 w_step, layer, values, np.int64(firsts[each]), stop, dim,
-                                block_size)  # fmt: skip
+                                part_size)  # fmt: skip
                         fades[each] = ONE
                 if low < high:
                     mix_four(mixed, r * dim, fades, r, weights, r, num_lanes, layer, values, low,
-                             high, dim, block_size)  # fmt: skip
+                             high, dim, part_size)  # fmt: skip
                     for each in range(r, r + ROWS):
                         fades[each] = ONE
                 for each in range(r, r + count):
@@ -420,7 +424,7 @@ def attention(pointer: Any) -> None:
                     if after < ends[each]:
                         mix_row(mixed, each * dim, fill(fades[each]), weights, each * w_row,
                                 w_step, layer, values, after, np.int64(ends[each]), dim,
-                                block_size)  # fmt: skip
+                                part_size)  # fmt: skip
         for r in range(num_rows):
             token = first_token + r // group
             at = (token * job.num_heads + head * group + r % group) * dim

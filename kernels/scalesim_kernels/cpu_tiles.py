@@ -14,6 +14,7 @@ This file has only index arithmetic, done once a step; ``cpu_attention`` runs it
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import gcd
 from typing import TypeAlias
 
 import numpy as np
@@ -21,9 +22,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .float8 import as_bytes
+
 Ints: TypeAlias = npt.NDArray[np.int64]
 
-BUCKET = 64  # KV lengths are multiples of this; every block size divides it
+BUCKET = 64  # KV lengths are multiples of this
 TILE_TOKENS = 16  # of a prefill; measured: half the time of 4 tokens, and no more with 64
 DECODE_ROWS = 4  # a decode's tile has a multiple of these, as few as hold its query heads
 GATHER_BYTES = 6 << 20  # KV gathered for one SDPA call: stays in a shared cache level
@@ -83,13 +86,14 @@ class Gather:
     """The KV of ``num_seqs`` sequences, ``[seq, 2, kv_head, kv_len, head_dim]``, and the calls over
     it.
 
-    ``index`` counts rows of ``block_size * head_dim`` elements from the first one of a layer.
-    ``clear`` counts rows of ``head_dim`` in the gathered buffer: positions past the context, which
-    hold garbage and are set to zero.
+    ``index`` counts rows of ``row`` elements from the first one of a layer. ``clear`` counts rows
+    of ``head_dim`` in the gathered buffer: positions past the context, which hold garbage and are
+    set to zero.
     """
 
     num_seqs: int
     kv_len: int
+    row: int
     index: Tensor
     clear: Tensor
     calls: tuple[SdpaCall, ...]
@@ -166,30 +170,54 @@ def out_index(shape: TileShape, token_tile: Ints, positions: Ints, num_kv_heads:
     return torch.from_numpy(index.reshape(-1))
 
 
-def gather(
-    seqs: Sequences, kv_len: int, pool_shape: torch.Size, calls: tuple[SdpaCall, ...]
-) -> Gather:
-    """The gather of ``seqs``, each to ``kv_len`` positions."""
-    _, num_layers, _, num_kv_heads, block_size, _ = pool_shape
-    block = np.arange(kv_len // block_size)
-    needed = -(-seqs.context_len // block_size)
-    # Blocks past the context read the sequence's first block: entries there are stale.
-    block = np.where(block < needed[:, None], block, 0)
-    pages = seqs.table[seqs.rows[:, None], block].astype(np.int64)
-    head = np.arange(2 * num_kv_heads)[:, None]
-    index = pages[:, None] * (num_layers * 2 * num_kv_heads) + head
+def row_elements(pool: Tensor, width: int) -> int:
+    """The elements of the longest rows of equal length into which the pool's memory can be cut so
+    that some of them make ``width`` elements. Pages may be longer than what is used of them."""
+    return gcd(width, pool.stride(0))
+
+
+def pool_rows(pool: Tensor, layer: int, row: int) -> Tensor:
+    """The pool's memory from the first element of ``layer`` on, ``[n, row]``; fp8 as bytes."""
+    skipped = layer * pool.stride(1)
+    count = (len(pool) - 1) * pool.stride(0) + pool[0].numel() - skipped
+    flat = as_bytes(pool)
+    return flat.as_strided((count // row, row), (row, 1), flat.storage_offset() + skipped)
+
+
+def row_index(pool: Tensor, pages: Ints, positions: Ints, width: int, row: int) -> Tensor:
+    """The rows of ``row`` elements, from the first one of a layer, with K and V of all heads from
+    each of ``positions`` (``[..., n]``, in ``pages``) on, ``width`` elements: int64, in the order
+    ``[..., K or V, kv_head, n]``."""
+    _, _, _, num_kv_heads, block_size, head_dim = pool.shape
+    head = np.arange(2 * num_kv_heads)[:, None] * (block_size * head_dim // row)
+    slot = pages * (pool.stride(0) // row) + positions % block_size * head_dim // row
+    first = slot[..., None, :] + head
+    if row < width:
+        first = first[..., None] + np.arange(width // row)
+    return torch.from_numpy(first.reshape(-1))
+
+
+def gather(seqs: Sequences, kv_len: int, pool: Tensor, calls: tuple[SdpaCall, ...]) -> Gather:
+    """The gather of ``seqs``, each to ``kv_len`` positions, in parts that lie in one page each."""
+    _, _, _, num_kv_heads, block_size, head_dim = pool.shape
+    part = gcd(block_size, BUCKET)
+    positions = np.arange(0, kv_len, part)
+    # Parts past the context read the sequence's first part: entries there are stale.
+    positions = np.where(positions < seqs.context_len[:, None], positions, 0)
+    pages = seqs.table[seqs.rows[:, None], positions // block_size].astype(np.int64)
+    row = row_elements(pool, part * head_dim)
     return Gather(
-        len(seqs.rows), kv_len, torch.from_numpy(index.reshape(-1)),
-        clear_index(seqs, kv_len, num_kv_heads, block_size), calls,
+        len(seqs.rows), kv_len, row, row_index(pool, pages, positions, part * head_dim, row),
+        clear_index(seqs, kv_len, num_kv_heads, part), calls,
     )  # fmt: skip
 
 
-def clear_index(seqs: Sequences, kv_len: int, num_kv_heads: int, block_size: int) -> Tensor:
+def clear_index(seqs: Sequences, kv_len: int, num_kv_heads: int, part: int) -> Tensor:
     """The positions to be cleared in the gathered buffer: those past each context."""
-    # A full first block holds finite values, which the mask alone removes: only the tail of the
-    # last block needs clearing then. Within the first block, its repeats hold garbage too.
+    # A full first part holds finite values, which the mask alone removes: only the tail of the
+    # last part needs clearing then. Within the first part, its repeats hold garbage too.
     context = seqs.context_len
-    end = np.where(context >= block_size, -(-context // block_size) * block_size, kv_len)
+    end = np.where(context >= part, -(-context // part) * part, kv_len)
     tail = np.arange(kv_len - BUCKET, kv_len)
     seq, offset = np.nonzero((tail >= context[:, None]) & (tail < end[:, None]))
     head = np.arange(2 * num_kv_heads)[:, None]
@@ -197,11 +225,9 @@ def clear_index(seqs: Sequences, kv_len: int, num_kv_heads: int, block_size: int
     return torch.from_numpy(index.reshape(-1))
 
 
-def decode_tiles(
-    seqs: Sequences, shape: TileShape, pool_shape: torch.Size, dtype: torch.dtype
-) -> TilePlan:
+def decode_tiles(seqs: Sequences, shape: TileShape, pool: Tensor, dtype: torch.dtype) -> TilePlan:
     """One tile for each sequence, in order of KV length; sequences of one length share calls."""
-    num_kv_heads, head_dim = pool_shape[3], pool_shape[5]
+    num_kv_heads, head_dim = pool.shape[3], pool.shape[5]
     num_seqs, positions = len(seqs.rows), seqs.context_len - 1
     kv_len = bucket_end(positions)
     order = np.argsort(kv_len, kind="stable")
@@ -218,7 +244,7 @@ def decode_tiles(
         hidden = torch.from_numpy(np.arange(length) > positions[chosen, None])
         mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
         call = SdpaCall(begin, end, length, mask[:, None, None], positions[chosen, None])
-        gathers.append(gather(seqs.take(chosen), length, pool_shape, (call,)))
+        gathers.append(gather(seqs.take(chosen), length, pool, (call,)))
         begin = end
     return TilePlan(
         0, num_seqs, num_seqs, shape.rows,
@@ -238,15 +264,13 @@ def causal_mask(shape: TileShape, kv_len: int, dtype: torch.dtype) -> Tensor:
     return mask.masked_fill_(torch.from_numpy(hidden), float("-inf"))[:, None]
 
 
-def prefill_tiles(
-    seqs: Sequences, shape: TileShape, pool_shape: torch.Size, mask: Tensor
-) -> TilePlan:
+def prefill_tiles(seqs: Sequences, shape: TileShape, pool: Tensor, mask: Tensor) -> TilePlan:
     """All tiles of every sequence: one gather for each sequence, one call for each bucket of 64
     positions.
 
     mask : from ``causal_mask``, at least as wide as the bucket of the longest context.
     """
-    num_kv_heads, per_bucket = pool_shape[3], BUCKET // shape.tokens
+    num_kv_heads, per_bucket = pool.shape[3], BUCKET // shape.tokens
     row_token = shape.row_tokens()
     tile_seq, tile_base, token_tile, positions, gathers = [], [], [], [], []
     begin = 0
@@ -261,7 +285,7 @@ def prefill_tiles(
             part = mask[a - low : b - low, :, :, mask.shape[3] - length :]
             of_rows = np.arange(a, b)[:, None] * shape.tokens + row_token
             calls.append(SdpaCall(begin + a - first, begin + b - first, length, part, of_rows))
-        gathers.append(gather(seqs.take(slice(i, i + 1)), length, pool_shape, tuple(calls)))
+        gathers.append(gather(seqs.take(slice(i, i + 1)), length, pool, tuple(calls)))
         token = np.arange(start, stop)
         tile_seq.append(np.full(last - first, i))
         tile_base.append(np.arange(first, last) * shape.tokens)

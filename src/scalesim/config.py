@@ -266,7 +266,8 @@ class EngineConfig:
     weights, workspace and device pool may take together. ``link_bandwidth``: on a CPU, the most
     bytes a second that copies between the pools take in each direction, like ``"2GB"``: what
     moving state costs on slower links, in real time. ``policy``: how the planner orders and
-    looks ahead. ``block_size``: tokens a page; chosen for the model if ``None``.
+    looks ahead. ``block_size``: tokens a page of the engine's own model; chosen
+    for it if ``None``.
     ``max_model_len``: tokens of prompt and output; the model's own limit if ``None``.
     ``reproducible``: the same text whatever the batch, the policy and the pool sizes. ``seed``: of
     all sampling that is not given one. ``graphs``: capture decode steps as CUDA graphs.

@@ -45,7 +45,7 @@ def play(engine: Engine) -> Texts:
 
 @cache
 def expected() -> Texts:
-    with engine_with(*SHAPES, device_pages=4000, policy="resident") as engine:
+    with engine_with(*SHAPES, device_pages=2000, policy="resident") as engine:
         return play(engine)
 
 
@@ -55,7 +55,9 @@ class Game:
     def __init__(self, device: HostileDevice, **settings: Any) -> None:
         self.device = device
         WATCHERS.append(device)
-        self.engine = hostile_engine(device, device_pages=100, host_pages=400, **settings)
+        self.engine = hostile_engine(
+            device, block_size=32, device_pages=130, host_pages=400, **settings
+        )
         for name in SHAPES:
             self.engine.add_model(name, folder(name))
 
@@ -139,7 +141,7 @@ def test_pages_are_moved_behind_the_steps_that_were_launched(order: Order) -> No
 def test_a_device_without_room_for_the_steps_of_a_further_model_says_so() -> None:
     device = SmallDevice(pinned=zeros, empty=empty, order="eager")
     WATCHERS.append(device)
-    with hostile_engine(device) as engine:
+    with hostile_engine(device, block_size=32) as engine:
         device.free = 1000
         with pytest.raises(ModelError, match=r"1000 of \d+ bytes free beside the pool.*lower"):
             engine.add_model("llama", folder("llama"))

@@ -68,8 +68,10 @@ def watching(kernels: KernelSet, device: HostileDevice) -> KernelSet:
         device.touch(DEVICE, dst.tolist(), is_write=True)
         kernels.copy_pages(pool, src, dst)
 
-    def touch_weights(layer: int, site: LoraSite, lora: LoraBatch, offsets: torch.Tensor) -> None:
-        page_elems = PAGE_BYTES // 4
+    def touch_weights(
+        pool: Any, layer: int, site: LoraSite, lora: LoraBatch, offsets: torch.Tensor
+    ) -> None:
+        page_elems = pool.stride(0)
         for row, layout in zip(lora.rows.tolist(), lora.layouts.tolist(), strict=True):
             slices = range(site.first_slice, site.first_slice + site.num_slices)
             for index in slices if row else ():
@@ -79,11 +81,11 @@ def watching(kernels: KernelSet, device: HostileDevice) -> KernelSet:
                 device.touch(DEVICE, pages, is_write=False)
 
     def shrink(x: Any, pool: Any, layer: int, site: LoraSite, lora: LoraBatch) -> Any:
-        touch_weights(layer, site, lora, lora.directory.a_offsets)
+        touch_weights(pool, layer, site, lora, lora.directory.a_offsets)
         return kernels.lora_shrink(x, pool, layer, site, lora)
 
     def expand(h: Any, pool: Any, layer: int, site: LoraSite, lora: LoraBatch, out: Any) -> None:
-        touch_weights(layer, site, lora, lora.directory.b_offsets)
+        touch_weights(pool, layer, site, lora, lora.directory.b_offsets)
         kernels.lora_expand(h, pool, layer, site, lora, out)
 
     return replace(
@@ -127,8 +129,8 @@ def hostile_engine(
     reads.threaded = False
     if watch:
         link = link_of(parts)
-        device.watch(DEVICE, link.device_pages, PAGE_BYTES)
-        device.watch(HOST_POOL, part(link, PinnedPages).pages, PAGE_BYTES)
+        device.watch(DEVICE, link.device_pages, parts.memory.page_bytes)
+        device.watch(HOST_POOL, part(link, PinnedPages).pages, parts.memory.page_bytes)
         write = reads.write
 
         def watched(pages: Sequence[int], rows: Bytes2D) -> None:

@@ -23,17 +23,20 @@ from tests.model.adapter_folders import write_adapter
 from tests.model_folders import write_dummy_model
 
 SHAPES: dict[str, ModelConfig] = {
-    "llama": replace(SHAPE, num_layers=1, max_position=512),
+    "llama": replace(SHAPE, num_layers=3, max_position=512),
     "qwen": replace(
         SHAPE, architecture="Qwen2ForCausalLM", qkv_bias=True, hidden_size=48, num_heads=3,
         num_kv_heads=1, vocab_size=150, max_position=512,
     ),
     "gemma": replace(
-        SHAPE, architecture="Gemma3ForCausalLM", qk_norm=True, num_layers=2, num_kv_heads=1,
+        SHAPE, architecture="Gemma3ForCausalLM", qk_norm=True, num_kv_heads=1, head_dim=20,
         max_position=512, windows=(32, None), local_rope=RopeConfig(), tie_embeddings=True,
         query_scalar=16, vocab_size=200,
     ),
 }  # fmt: skip
+BLOCK_SIZES = {None: 32, "llama": 16, "qwen": 64, "gemma": 48}
+"""Tokens a page: llama's KV is larger than that of the engine's own model, and gemma's leaves the
+end of each page unused."""
 CAST = {f"a{number}": (None, *SHAPES)[number % 4] for number in range(32)}
 """The model of each agent; every other agent has an adapter, and keeps a value."""
 GREEDY: dict[str, Any] = {"max_tokens": 5, "temperature": 0.0}
@@ -53,8 +56,14 @@ def adapter(name: str | None) -> Path:
     return write_adapter(path / "adapter", SHAPE if name is None else SHAPES[name], rank=2, seed=5)
 
 
-def engine_with(*names: str, **settings: Any) -> Engine:
-    engine = tiny_engine(**settings)
+def engine_with(
+    *names: str, device_pages: int = 200, host_pages: int = 200, **settings: Any
+) -> Engine:
+    """An engine whose pools hold so many pages of 32 tokens of its own model."""
+    engine = tiny_engine(
+        block_size=BLOCK_SIZES[None], device_pages=2 * device_pages + 1,
+        host_pages=2 * host_pages, **settings,
+    )  # fmt: skip
     for name in names:
         engine.add_model(name, folder(name))
     return engine
@@ -105,25 +114,27 @@ def play(engine: Engine, cast: Mapping[str, str | None] = CAST, ticks: int = 3) 
 @cache
 def expected() -> Texts:
     """The texts of an engine with room for everything, on which nothing moves."""
-    with engine_with(*SHAPES, device_pages=4000, policy="resident") as engine:
+    with engine_with(*SHAPES, device_pages=2000, policy="resident") as engine:
         return play(engine)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_texts_are_those_of_an_engine_with_room(policy: str) -> None:
     """Weights, adapters, KV and values in a pool that holds less than half of them."""
-    with engine_with(*SHAPES, device_pages=140, host_pages=400, policy=policy) as engine:
+    with engine_with(*SHAPES, device_pages=64, host_pages=200, policy=policy) as engine:
         values = {}
         if policy != "lru-recompute":
             for id in list(CAST)[::3]:
                 values[id] = torch.arange(50) + len(id)
                 engine.agent(id).state["memory"] = values[id]
+        held = {found.name: found.block_size for found in engine.models.list()}
+        assert held | {None: engine.parts.memory.block_size} == BLOCK_SIZES
         assert play(engine) == expected()
         check_integrity(engine.parts.memory)
         for id, value in values.items():
             assert torch.equal(engine.agent(id).state["memory"], value)
         counts = engine.parts.memory.counters
-        assert counts.evicted_pages > 300
+        assert counts.evicted_pages > 150
     assert engine.stats.failed == 0
 
 
@@ -176,9 +187,9 @@ def test_embeddings_have_the_width_of_their_model() -> None:
 
 def test_weights_leave_and_come_back() -> None:
     """More models than the device holds: each call brings its own back."""
-    with engine_with("llama", "qwen", device_pages=60, host_pages=100) as engine:
+    with engine_with("llama", "qwen", device_pages=44, host_pages=50) as engine:
         pages = {found.name: found.num_pages for found in engine.models.list()}
-        assert sum(pages.values()) > 60
+        assert sum(pages.values()) > 44
         first = [
             engine.agent(f"d{at}", model=name).generate([1, 2, 3], **GREEDY).token_ids
             for at, name in enumerate(("llama", "qwen"))
@@ -195,7 +206,7 @@ def test_files_that_change_end_the_calls_that_need_them(tmp_path: Path) -> None:
     """Weights that are nowhere else are read again: other content is refused, and nobody else's
     calls are touched."""
     where = write_dummy_model(tmp_path / "model", SHAPES["qwen"], seed=1)
-    with engine_with("llama", device_pages=60, host_pages=0, policy="lru-recompute") as engine:
+    with engine_with("llama", device_pages=44, host_pages=0, policy="lru-recompute") as engine:
         engine.add_model("own", where)
         said = engine.agent("a", model="own").generate([1, 2, 3], **GREEDY).token_ids
         write_dummy_model(where, SHAPES["qwen"], seed=2)
@@ -260,4 +271,4 @@ def big() -> Path:
 @cache
 def wide() -> Path:
     path = Path(mkdtemp(prefix="scalesim-test-"))
-    return write_dummy_model(path / "model", replace(SHAPE, num_layers=3))
+    return write_dummy_model(path / "model", replace(SHAPE, num_layers=5))

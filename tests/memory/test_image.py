@@ -70,7 +70,7 @@ def taken(memory: MemoryManager, bed: Bed) -> tuple[MemoryImage, list[Bytes2D]]:
     image, live = image_of(memory, lambda id: True)
     ranges = [BlockRange(at, 0, found.num_content) for at, found in enumerate(image.segments)]
     access = ArrayPages(bed.device, bed.host)
-    pages = live.copy(ranges, access, bed.store, image.block_size * 4).read()
+    pages = live.copy(ranges, access, bed.store).read()
     assert [len(rows) for rows in pages] == [found.num_content for found in image.segments]
     return image, pages
 
@@ -112,11 +112,11 @@ def test_what_was_dropped_meanwhile_is_left_out() -> None:
     image, live = image_of(world.manager, lambda id: True)
     ranges = [BlockRange(at, 0, found.num_content) for at, found in enumerate(image.segments)]
     access = ArrayPages(world.bed.device, world.bed.host)
-    before = live.copy(ranges, access, world.bed.store, image.block_size * 4).read()
+    before = live.copy(ranges, access, world.bed.store).read()
     for agent in range(5):
         world.manager.forget(agent)
     world.manager.clear()
-    after = live.copy(ranges, access, world.bed.store, image.block_size * 4).read()
+    after = live.copy(ranges, access, world.bed.store).read()
     assert sum(map(len, after)) < sum(map(len, before))
     for old, new in zip(before, after, strict=True):
         assert not len(new) or np.array_equal(old[: len(new)], new)
@@ -129,7 +129,7 @@ def test_nothing_is_read_of_a_memory_that_began_anew() -> None:
     ranges = [BlockRange(at, 0, found.num_content) for at, found in enumerate(image.segments)]
     world.manager.reset()
     access = ArrayPages(world.bed.device, world.bed.host)
-    copied = live.copy(ranges, access, world.bed.store, image.block_size * 4)
+    copied = live.copy(ranges, access, world.bed.store)
     assert sum(map(len, copied.read())) == 0
 
 

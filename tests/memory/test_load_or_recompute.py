@@ -50,35 +50,35 @@ def costs(
     for _ in range(3):
         if token_s is not None:
             prefill(timing, num_tokens(token_s), num_tokens(token_s) * token_s)
-    return LoadOrRecompute(link, timing, PAGE, BLOCK, weighs=weighs)
+    return LoadOrRecompute(link, timing, PAGE, weighs=weighs)
 
 
 def test_until_a_prefill_was_seen_everything_is_loaded() -> None:
     unknown = costs(1.0, None, queued=50)
-    assert math.isinf(unknown.rebuild_s(1))
-    assert unknown.num_worth_loading(100) == 100 and unknown.is_worth_saving(100)
+    assert math.isinf(unknown.rebuild_s(1, BLOCK))
+    assert unknown.num_worth_loading(100, BLOCK) == 100 and unknown.is_worth_saving(100, BLOCK)
 
 
 def test_a_policy_that_does_not_weigh_loads_and_saves_whatever_it_takes() -> None:
     blind = costs(1.0, 1e-9, queued=50, weighs=False)
-    assert blind.num_worth_loading(100) == 100 and blind.is_worth_saving(100)
+    assert blind.num_worth_loading(100, BLOCK) == 100 and blind.is_worth_saving(100, BLOCK)
 
 
 def test_what_arrives_in_time_is_loaded_and_the_rest_is_computed() -> None:
     slow = costs(1000.0, 1e-3)  # a page takes 1 s to load, 16 ms to compute
-    assert slow.num_worth_loading(10) == 0
-    assert slow.num_worth_loading(10, needed_s=4.5) == 4
-    assert slow.num_worth_loading(10, needed_s=10.0) == 10
-    assert slow.num_worth_loading(10, needed_s=math.inf) == 10
-    assert not slow.is_worth_saving(1)
+    assert slow.num_worth_loading(10, BLOCK) == 0
+    assert slow.num_worth_loading(10, BLOCK, needed_s=4.5) == 4
+    assert slow.num_worth_loading(10, BLOCK, needed_s=10.0) == 10
+    assert slow.num_worth_loading(10, BLOCK, needed_s=math.inf) == 10
+    assert not slow.is_worth_saving(1, BLOCK)
     fast = costs(1e6, 1e-3)  # 1 ms and 16 ms
-    assert fast.num_worth_loading(10) == 10 and fast.is_worth_saving(10)
+    assert fast.num_worth_loading(10, BLOCK) == 10 and fast.is_worth_saving(10, BLOCK)
 
 
 def test_a_queue_on_the_link_makes_computing_the_sooner() -> None:
-    assert costs(1e6, 1e-3, queued=100).num_worth_loading(10) == 10  # 110 ms against 160
-    assert costs(1e6, 1e-3, queued=200).num_worth_loading(10) == 0  # 210 ms
-    assert not costs(1e6, 1e-3, queued=200).is_worth_saving(10)
+    assert costs(1e6, 1e-3, queued=100).num_worth_loading(10, BLOCK) == 10  # 110 ms against 160
+    assert costs(1e6, 1e-3, queued=200).num_worth_loading(10, BLOCK) == 0  # 210 ms
+    assert not costs(1e6, 1e-3, queued=200).is_worth_saving(10, BLOCK)
 
 
 def test_a_token_takes_what_it_takes_in_full_steps() -> None:
@@ -87,7 +87,7 @@ def test_a_token_takes_what_it_takes_in_full_steps() -> None:
     made = costs(1.0, 1e-3, timing=timing)
     for _ in range(3):
         prefill(timing, 2, 0.25)
-    assert made.rebuild_s(1) < 1.1 * BLOCK * 1e-3
+    assert made.rebuild_s(1, BLOCK) < 1.1 * BLOCK * 1e-3
 
 
 @given(
@@ -104,12 +104,12 @@ def test_no_other_count_would_be_there_sooner(
 
     def ready_s(count: int) -> float:
         loaded_s = (queued + count) * PAGE / rate if count else 0.0
-        return max(needed_s, loaded_s) + made.rebuild_s(blocks - count)
+        return max(needed_s, loaded_s) + made.rebuild_s(blocks - count, BLOCK)
 
     best = min(ready_s(count) for count in range(blocks + 1))
     turn_s = num_tokens(token_s) * token_s
     assert (
-        ready_s(made.num_worth_loading(blocks, needed_s))
+        ready_s(made.num_worth_loading(blocks, BLOCK, needed_s))
         <= best * (1 + 1e-9) + PAGE / rate + turn_s
     )
 
@@ -120,7 +120,7 @@ def test_a_load_within_a_turn_of_the_loop_is_not_weighed() -> None:
     made = costs(
         1e5, 1e-6, queued=1, timing=timing
     )  # 20 ms for a page and the queue; 16 µs to compute
-    assert made.num_worth_loading(1) == 0 and not made.is_worth_saving(1)
+    assert made.num_worth_loading(1, BLOCK) == 0 and not made.is_worth_saving(1, BLOCK)
     for iteration in range(20):
         timing.begin_iteration(iteration / 10)
-    assert made.num_worth_loading(1) == 1 and made.is_worth_saving(1)
+    assert made.num_worth_loading(1, BLOCK) == 1 and made.is_worth_saving(1, BLOCK)

@@ -15,7 +15,7 @@ from scalesim.memory.pools.page_pool import PagePool, runs
 from scalesim.memory.tree.next_use import NextUse
 from scalesim.memory.tree.prefix_tree import PrefixTree
 from scalesim.memory.tree.run import Transfer
-from scalesim.memory.tree.segment import Segment
+from scalesim.memory.tree.segment import TOKEN_BYTES, Segment
 
 # -- pool -------------------------------------------------------------------------------------
 
@@ -182,6 +182,21 @@ def test_match_is_by_tokens_and_partial_at_the_end_only() -> None:
     assert matched(1, 2, 3, limit=2) == [2] and matched(1, 8) == [1]
     assert matched(7) == [] and matched(9, 1) == [1]
     assert tree.match(tree.root("another"), blocks(1, 2, 3), 3) == []
+
+
+def test_each_root_has_blocks_of_its_own_size() -> None:
+    tree, tokens = PrefixTree(SIZE), np.arange(12, dtype=np.int32)
+    roots = {size: tree.root("model", block_size=size) for size in (SIZE, 3, 6)}
+    assert tree.roots("model") == [*roots.values()] and tree.root("model") is roots[SIZE]
+    for size, root in roots.items():
+        segment = tree.insert(root, tokens.tobytes())
+        segment.put("device", range(12 // size))
+        assert tree.match(root, tokens.tobytes(), 12 // size) == [(segment, 12 // size)]
+        other = np.where(tokens == 7, 99, tokens).tobytes()
+        assert tree.match(root, other, 12 // size) == [(segment, 7 // size)]
+        upper = tree.split(segment, 7 // size)
+        assert len(upper.tokens) == 7 // size * size * TOKEN_BYTES
+        assert tree.merge(upper) is segment and segment.tokens == tokens.tobytes()
 
 
 @pytest.mark.parametrize("length", range(1, 18))

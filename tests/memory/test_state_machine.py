@@ -17,6 +17,7 @@ from hypothesis.stateful import (
 )
 
 from scalesim.memory.eviction.policies import POLICIES
+from scalesim.memory.tree.prefix_tree import TEXT
 from scalesim.testing.memory_walk import MemoryWalk
 from scalesim.testing.memory_world import (
     AGENTS,
@@ -315,14 +316,18 @@ def test_pools_with_state_of_the_agents_own(policy: str) -> None:
 
 def test_pools_with_weights() -> None:
     """KV, adapters, state and the weights of models in one pool: read, loaded ahead, replaced;
-    other pages are moved out of their way."""
+    other pages are moved out of their way. Pages hold fewer tokens of some models."""
     moved = ahead = 0
+    sizes: set[int] = set()
     for seed, num_pages in enumerate([12, 24, 9, 16]):
-        shape = WorldShape(num_pages, 1.0, 2, "deadline", seed, 3 * (seed % 2), 0.0, seed // 2 * 2,
+        shape = WorldShape(num_pages, 1.0, 4, "deadline", seed, 3 * (seed % 2), 0.0, seed // 2 * 2,
                            models=4)  # fmt: skip
-        counters = run(MemoryWalk(shape, seed, 200)).manager.counters
-        moved, ahead = moved + counters.compacted_pages, ahead + counters.prefetched_pages
+        memory = run(MemoryWalk(shape, seed, 200)).manager
+        moved += memory.counters.compacted_pages
+        ahead += memory.counters.prefetched_pages
+        sizes |= {root.block_size for root in memory.tree.roots(TEXT)}
     assert moved and ahead, (moved, ahead)
+    assert sizes == {1, 2, 4}
 
 
 def test_room_for_state_is_made_of_what_is_half_on_the_device_and_half_on_the_disk() -> None:

@@ -103,7 +103,7 @@ class Walk:
             agent,
             tokens,
             -(-length // SIZE),
-            attachments=(weights_spec(self.contents[model].digest, 1 + model),),
+            attachments=(weights_spec(self.contents[model].digest, 1 + model, SIZE),),
         )
         if lease is not None:
             self.open.append(Open(agent, model, tokens, lease))
@@ -275,7 +275,7 @@ def test_a_request_alone_always_gets_its_weights() -> None:
         for agent in (2, 5):  # a model of six pages and four blocks of KV
             tokens = np.full(4 * SIZE, agent, np.int32).tobytes()
             for _ in range(3):
-                spec = weights_spec(walk.contents[2].digest, 3)
+                spec = weights_spec(walk.contents[2].digest, 3, SIZE)
                 lease = memory.acquire(agent, tokens, 4, attachments=(spec,))
                 assert lease is not None, "nothing else runs, and no copy is under way"
                 while not lease.is_ready:
@@ -305,7 +305,7 @@ def test_weights_come_in_parts_where_there_is_no_room_for_all() -> None:
     memory.plan(0.0)
     assert list(weights.device) == [1, 2] and memory.is_moving
     memory.plan(0.1)
-    spec, tokens = weights_spec(weights.mark, 2), np.zeros(2, np.int32).tobytes()
+    spec, tokens = weights_spec(weights.mark, 2, SIZE), np.zeros(2, np.int32).tobytes()
     device.free([3, 5, 7, 8, 9])
     assert memory.acquire(1, tokens, 1, attachments=(spec,)) is None
     memory.poll()
@@ -356,7 +356,7 @@ def test_kv_comes_with_the_weights_that_a_request_waits_for() -> None:
     way: until then nothing can be computed."""
     walk = Walk(0, "deadline", pages=9, host=24)
     memory, timing = walk.memory, walk.memory.timing
-    spec, tokens = weights_spec(walk.contents[1].digest, 2), np.ones(9, np.int32).tobytes()
+    spec, tokens = weights_spec(walk.contents[1].digest, 2, SIZE), np.ones(9, np.int32).tobytes()
 
     def asked() -> Lease:
         lease = memory.acquire(1, tokens, 3, attachments=(spec,))
@@ -377,7 +377,7 @@ def test_kv_comes_with_the_weights_that_a_request_waits_for() -> None:
         timing.launched(number, 64)
         timing.begin_iteration(100.0 * number)
         timing.begin_iteration(100.0 * number + 0.001)
-    assert memory.residency.load_or_recompute.num_worth_loading(2) == 0
+    assert memory.residency.load_or_recompute.num_worth_loading(2, SIZE) == 0
     assert asked().num_cached == 8
 
 
@@ -421,7 +421,7 @@ def test_runs_are_looked_for_anew_once_more_was_evicted() -> None:
 def test_unknown_weights_are_refused() -> None:
     walk = Walk(0, "deadline")
     with pytest.raises(ModelError, match="was added"):
-        walk.memory.acquire(0, b"\0" * 16, 1, attachments=(weights_spec(b"x" * 16, 9),))
+        walk.memory.acquire(0, b"\0" * 16, 1, attachments=(weights_spec(b"x" * 16, 9, SIZE),))
 
 
 # -- planted bugs: what the walks have to see -----------------------------------------------------
@@ -434,7 +434,7 @@ def squeezed(seed: int) -> None:
 
     def asked(agent: int, blocks: int) -> Open | None:
         tokens, model = np.full(blocks * SIZE, agent, np.int32).tobytes(), agent % len(RUNS)
-        spec = weights_spec(walk.contents[model].digest, 1 + model)
+        spec = weights_spec(walk.contents[model].digest, 1 + model, SIZE)
         lease = walk.memory.acquire(agent, tokens, blocks, attachments=(spec,))
         while lease is not None and not lease.is_ready:
             walk.link.wait(10.0)

@@ -30,8 +30,22 @@ def test_blocks_for(tokens: int, blocks: int) -> None:
     assert PageGeometry(1, 1, 16, 16, 4).blocks_for(tokens) == blocks
 
 
+@pytest.mark.parametrize(
+    ("page_bytes", "tokens"), [(2048, 16), (6143, 32), (6144, 48), (1 << 14, 128)]
+)
+def test_the_most_tokens_that_fit_a_page(page_bytes: int, tokens: int) -> None:
+    assert PageGeometry.fitting(1, 1, 16, 4, page_bytes) == PageGeometry(1, 1, 16, tokens, 4)
+    some = PageGeometry.fitting(1, 1, 16, 4, page_bytes, (16, 32))
+    assert some.block_size == min(tokens, 32)
+
+
+def test_a_page_takes_sixteen_tokens_at_least() -> None:
+    with pytest.raises(ConfigError, match="KV of 16 tokens has 2048 bytes, and a page has 2047"):
+        PageGeometry.fitting(1, 1, 16, 4, 2047)
+
+
 def test_impossible_shapes() -> None:
     with pytest.raises(ConfigError, match="head_dim is 0: must be positive"):
         PageGeometry(1, 1, 0, 16, 4)
-    with pytest.raises(ConfigError, match=r"block_size is 24: must be one of \(16, 32, 64\)"):
+    with pytest.raises(ConfigError, match="block_size is 24: must be a multiple of 16"):
         PageGeometry(1, 1, 16, 24, 4)

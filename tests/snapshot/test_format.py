@@ -189,10 +189,11 @@ class Part(NamedTuple):
     parent: int
     mark: bytes
     tokens: bytes
+    block_size: int = 2
 
 
 def test_a_key_stands_for_the_whole_path() -> None:
-    block, keys = 8, BlockKeys("model", 8)
+    block, keys = 8, BlockKeys("model")
     a, b = b"a" * block, b"b" * block
     whole = keys.of_image([Part(-1, b"", a + b + a)])[0]
     parts = keys.of_image([Part(-1, b"", a), Part(0, b"", b + a)])
@@ -200,7 +201,7 @@ def test_a_key_stands_for_the_whole_path() -> None:
     others = [
         keys.of_image([Part(-1, b"", b + b + a)])[0],
         keys.of_image([Part(-1, b"m", a + b + a)])[0],
-        BlockKeys("other", 8).of_image([Part(-1, b"", a + b + a)])[0],
+        BlockKeys("other").of_image([Part(-1, b"", a + b + a)])[0],
         keys.of_image([Part(-1, b"", a + b + a[:4])])[0],
     ]
     assert all(other[-1] != whole[-1] for other in others)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from scalesim.engine.parts import EngineParts
 from scalesim.engine.restoring import newest_in
 from scalesim.errors import AdapterError, ModelError, SnapshotWarning
 from scalesim.memory.audit.integrity import check_integrity
+from scalesim.memory.geometry import PageGeometry
 from scalesim.model.checkpoint.loader import load_model
 from scalesim.requests.reply import Reply
 from scalesim.snapshot.folder import Folder
@@ -190,11 +192,13 @@ def test_a_forked_world_has_the_adapters(tmp_path: Path) -> None:
             assert said(theirs) == mine
 
 
-def test_models_beside_the_engines_own(tmp_path: Path) -> None:
-    """Models and whose they are come back, and the KV that was computed with them."""
+def test_models_beside_the_engines_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models and whose they are come back, and the KV that was computed with them, where a page
+    still holds as many tokens of it."""
+    small = replace(SHAPE, num_layers=1)
     others = {
-        name: write_dummy_model(tmp_path / name, SHAPE, seed=seed)
-        for name, seed in (("guard", 7), ("judge", 8))
+        "guard": write_dummy_model(tmp_path / "guard", small, seed=7),
+        "judge": write_dummy_model(tmp_path / "judge", SHAPE, seed=8),
     }
     loud = write_adapter(tmp_path / "loud", SHAPE, 4, seed=2)
 
@@ -223,11 +227,22 @@ def test_models_beside_the_engines_own(tmp_path: Path) -> None:
         assert speak(engine) == expected
         assert engine.stats.cached_tokens > 90
         check_integrity(engine.parts.memory)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            PageGeometry, "fitting", lambda *shape: PageGeometry(*shape[:3], 16, shape[3])
+        )
+        with pytest.warns(SnapshotWarning) as told:
+            engine = Engine.restore(tmp_path / "s", model_parts())
+    assert "another number of tokens" in str(told[0].message)
+    with engine:
+        assert speak(engine) == expected
+        assert 60 < engine.stats.cached_tokens < 90  # those of the others
+        check_integrity(engine.parts.memory)
     shutil.rmtree(others["guard"])
     with pytest.warns(SnapshotWarning, match="'guard' is not restored"):
         engine = Engine.restore(tmp_path / "s", model_parts())
     with engine:
         with pytest.raises(ModelError, match="'guard' is unknown"):
             engine.agent("ada").generate([1], max_tokens=1)
-        engine.add_model("guard", write_dummy_model(others["guard"], SHAPE, seed=7))
+        engine.add_model("guard", write_dummy_model(others["guard"], small, seed=7))
         assert speak(engine) == expected

@@ -57,6 +57,9 @@ class Plain:
         given, self.pages = self.pages[:count], self.pages[count:]
         return given
 
+    def claim(self, pages: Sequence[int]) -> None:
+        self.pages = [page for page in self.pages if page not in pages]
+
     def free(self, pages: Sequence[int], fence: int = -1) -> None:
         assert len(set(pages)) == len(pages), pages
         for page in pages:
@@ -194,6 +197,11 @@ class ForgetsFences(Plain):
         return -1
 
 
+class ClaimsOthers(Plain):
+    def claim(self, pages: Sequence[int]) -> None:
+        self.pages = self.pages[len(pages) :]
+
+
 class FenceOfTheFirst(Plain):
     def fence(self, pages: Sequence[int]) -> int:
         return self.fences[pages[0]] if pages else -1
@@ -264,6 +272,7 @@ POOLS: list[tuple[str, Any]] = [
     ("no page twice", GivesTwice),
     ("no page twice", GivesOwned),
     ("fresh", GivesTheNullPage),
+    ("claim", ClaimsOthers),
     ("counts", Miscounts),
     ("fresh", HidesFree),
     ("free", LosesFreed),

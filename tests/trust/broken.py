@@ -241,7 +241,8 @@ class BrokenAcquire(MemoryManager):
 
     def found(self, tokens: bytes) -> list[tuple[Segment, int]]:
         """What is there of ``tokens``."""
-        return self.tree.match(self.tree.root(TEXT), tokens, len(tokens) // self.tree.block_bytes)
+        root = self.tree.root(TEXT)
+        return self.tree.match(root, tokens, len(tokens) // root.block_bytes)
 
 
 class ForgetsThePin(BrokenAcquire):
@@ -272,7 +273,7 @@ class LooksUpOnce(BrokenAcquire):
 
     def given(self, lease: Lease, tokens: bytes) -> None:
         for segment in lineage(lease.end)[-1:]:
-            key = tokens[: self.tree.block_bytes]
+            key = tokens[: segment.block_bytes]
             page = self.known.setdefault(key, segment.device[0])
             self.table.write(lease.row, 0, [page])
 
@@ -281,7 +282,7 @@ class MatchesABlockMore(BrokenAcquire):
     """What the tree has behind the match is taken for the prompt's next block."""
 
     def before(self, tokens: bytes, more: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
-        size, path = self.tree.block_bytes, self.found(tokens)
+        size, path = self.tree.root(TEXT).block_bytes, self.found(tokens)
         start = size * sum(count for _, count in path)
         for segment, count in path[-1:]:
             behind = self.behind(segment, count)
@@ -290,7 +291,7 @@ class MatchesABlockMore(BrokenAcquire):
         return tokens, more
 
     def behind(self, segment: Segment, count: int) -> bytes:
-        size = self.tree.block_bytes
+        size = segment.block_bytes
         return segment.tokens[count * size : (count + 1) * size]
 
 
@@ -355,6 +356,13 @@ class FilesUnderAnotherModel(BrokenAcquire):
     def given(self, lease: Lease, tokens: bytes) -> None:
         if any(segment.runs for _, segment, _ in lease.attachments):
             self.first = lease.branch = self.first or lease.branch
+
+
+class CountsInItsOwnTokens(BrokenAcquire):
+    """A page is taken to hold as many tokens of any model as of the engine's own."""
+
+    def use(self, adapter: AttachmentSpec) -> AttachmentSpec:
+        return adapter._replace(block_size=self.block_size)
 
 
 class KnowsOnePlaceOfWeights(BrokenAcquire):
@@ -650,7 +658,6 @@ class LooksOnce(LiveBlocks):
         ranges: Sequence[BlockRange],
         access: PageAccess,
         store: SlotStore | None,
-        block_bytes: int,
     ) -> CopiedBlocks:
         rows = []
         for index, first, count in ranges:

@@ -47,7 +47,7 @@ WITH_STATE = [
 WITH_MODELS = [
     WorldShape(pages, host, block_size, policy, adapters=adapters, blobs=blobs, models=4)
     for pages, host, block_size, adapters, blobs in [
-        (16, 1.0, 4, 0, 0), (24, 1.0, 2, 3, 0), (24, 2.0, 1, 0, 2), (12, 2.0, 2, 0, 0)
+        (16, 1.0, 4, 0, 0), (24, 1.0, 2, 3, 0), (24, 2.0, 1, 0, 2), (32, 2.0, 4, 0, 2)
     ]
     for policy in ("deadline", "lru-swap")
 ]  # fmt: skip
@@ -228,6 +228,8 @@ BUGS = [
         Build(memory=broken.RemovesWhatOthersHave)),
     Bug("kv of one model taken for anothers", "–", MODELS,
         Build(memory=broken.FilesUnderAnotherModel)),
+    Bug("a page counted in another models tokens", "–", MODELS,
+        Build(memory=broken.CountsInItsOwnTokens)),
     Bug("stale weights: read where they lay once", "–", MODELS,
         Build(memory=broken.KnowsOnePlaceOfWeights)),
     Bug("stale weights: used before they have come", "–", MODELS,

@@ -208,8 +208,7 @@ def _join_models(
 
     geometry, dtype = plan.geometry, str(own.model.dtype).removeprefix("torch.")
     return JoinModels(
-        backend, dtype, config.reproducible, geometry.page_bytes, geometry.block_size,
-        geometry.dtype_bytes,
+        backend, dtype, config.reproducible, geometry.page_bytes, geometry.dtype_bytes,
         plan.device_pages - 1, max_len, plan.settings.max_blocks_per_row, text, add_runner,
     )  # fmt: skip
 

@@ -247,7 +247,7 @@ class Engine(AgentWorld):
     def _go_on_from(self, where: SnapshotStore, found: Generation, voices: Sequence[Voice]) -> None:
         manifest, registry = found.manifest, self._agents.registry
         with reading_manifest(where, found.number):
-            restore_models(self.models, where, manifest)
+            weights = restore_models(self.models, where, manifest)
             restore_adapters(self.adapters, self.parts, where, manifest)
             models = dict(manifest.get("agent_models", ()))
             for id, adapter in manifest["agents"]:
@@ -262,7 +262,7 @@ class Engine(AgentWorld):
                 self._loop.run_command(self._inbox.take())
             changes, lost = self._go_on(state_in(manifest), voices)
             restore_values(self.parts, where, manifest)
-            placed, num_damaged = restore_memory(self.parts, where, manifest)
+            placed, num_damaged = restore_memory(self.parts, where, manifest, weights)
             self._advice.tell(in_order(changes, manifest))
         for voice in voices:
             voice.heard_by(self._listener)

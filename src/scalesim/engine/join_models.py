@@ -10,8 +10,8 @@ from hashlib import blake2b
 from pathlib import Path
 from zlib import crc32
 
-from scalesim.errors import AdapterError, ModelError
-from scalesim.memory.geometry import PageGeometry
+from scalesim.errors import AdapterError, ConfigError, ModelError
+from scalesim.memory.geometry import BLOCK_SIZES, PageGeometry
 from scalesim.memory.leases.adapters import AdapterContent
 from scalesim.memory.leases.weights import WeightsContent
 from scalesim.model.adapters.folder import AdapterFolders
@@ -36,16 +36,16 @@ MakeText = Callable[[LoadedModel, int, int], TextModel]
 
 @dataclass(frozen=True)
 class JoinModels:
-    """A ``JoinModel`` of an engine on a ``backend``, whose models are of ``dtype``, and whose pages
-    have ``page_bytes`` and hold ``block_size`` tokens of any model. ``max_len`` is the most tokens
-    of a sequence, and ``row_blocks`` the most pages of an adapter. ``adapters`` are those of each
-    model's shapes, which all models and versions of the same shapes have in common."""
+    """A ``JoinModel`` of an engine on a ``backend``, whose models are of ``dtype``. Its pages have
+    ``page_bytes``, and hold as many tokens of a model as fit and the kernels take. ``max_len`` is
+    the most tokens of a sequence, and ``row_blocks`` the most pages of its KV, or of an adapter.
+    ``adapters`` are those of each model's shapes, which all models and versions of the same shapes
+    have in common."""
 
     backend: str
     dtype: str
     reproducible: bool
     page_bytes: int
-    block_size: int
     kv_bytes: int
     num_pages: int
     max_len: int
@@ -60,15 +60,16 @@ class JoinModels:
         shape, folder = loaded.config, str(path)
         if not isinstance(shape, ModelConfig):
             raise ModelError(f"model {folder}: only ScaleSim's own layers run beside another model")
-        geometry = PageGeometry(
-            shape.num_layers, shape.num_kv_heads, shape.head_dim, self.block_size, self.kv_bytes
-        )
-        if geometry.page_bytes > self.page_bytes:
+        try:
+            geometry = PageGeometry.fitting(
+                shape.num_layers, shape.num_kv_heads, shape.head_dim, self.kv_bytes,
+                self.page_bytes, None if self.backend == "cpu" else BLOCK_SIZES,
+            )  # fmt: skip
+        except ConfigError as error:
             raise ModelError(
-                f"model {folder}: KV of {self.block_size} tokens has {geometry.page_bytes} bytes, "
-                f"and the engine's pages have {self.page_bytes}; make the engine of this model and "
-                "add the other one, or give a smaller block_size"
-            )
+                f"model {folder}: {error}; make the engine of this model and add the other one, or "
+                "give a larger block_size"
+            ) from error
         layout = WeightLayout(shape, loaded.model.dtype, self.page_bytes)
         num_pages = sum(layout.runs)
         if num_pages >= self.num_pages or len(layout.runs) > MIN_ROW_BLOCKS:
@@ -82,12 +83,16 @@ class JoinModels:
         source = WeightsSource(layout, lambda: _weights_of(load()), digest, folder)
         facts = repr((shape, layout.dtype, geometry, self.backend, self.reproducible)).encode()
         identity = blake2b(facts + digest, digest_size=16).digest()
-        model_len = min(self.max_len, shape.max_position)
-        text = self.make_text(loaded, model_len, (self.num_pages - num_pages) * self.block_size)
+        size = geometry.block_size
+        model_len = min(self.max_len, shape.max_position, self.row_blocks * size)
+        text = self.make_text(loaded, model_len, (self.num_pages - num_pages) * size)
         layouts, home = self._adapters_of(layout)
         weights = WeightsContent(identity, layout.runs, source, pages)
         forget = self.add_runner(number, layout, geometry, layouts)
-        return AddedModel(name, folder, dummy_weights, text, number, weights, home, digest, forget)
+        return AddedModel(
+            name, folder, dummy_weights, text, number, weights, geometry.block_size, home, digest,
+            forget,
+        )  # fmt: skip
 
     def _adapters_of(self, model: WeightLayout) -> tuple[LayoutTable, AdapterHome]:
         """The layouts and the home of adapters of a model's shapes: all that they are made for."""

@@ -7,7 +7,7 @@ engine is new and nobody else has it yet, so all of this runs on the caller's th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from scalesim.engine.parts import EngineParts
 from scalesim.engine.saved_adapters import digests_in_manifest
 from scalesim.engine.world import WorldState
 from scalesim.errors import AdapterError, ModelError, ScaleSimError, SnapshotError, SnapshotWarning
-from scalesim.memory.image import MemoryImage, Placed, put_agents, put_image
+from scalesim.memory.image import MemoryImage, Placed, leave_out_others, put_agents, put_image
 from scalesim.memory.image_columns import from_columns
 from scalesim.memory.kinds import OriginSource
 from scalesim.memory.state import StateAccess
@@ -123,9 +123,13 @@ def fits(parts: EngineParts, manifest: dict[str, Any]) -> bool:
 
 
 def restore_memory(
-    parts: EngineParts, where: SnapshotStore, manifest: dict[str, Any]
+    parts: EngineParts,
+    where: SnapshotStore,
+    manifest: dict[str, Any],
+    weights: Collection[bytes] | None,
 ) -> tuple[Placed, int]:
-    """Put what memory held into ``parts.memory``, which is empty; warn of what is left out. Returns
+    """Put what memory held into ``parts.memory``, which is empty; warn of what is left out: with
+    ``weights``, the digests of all models beside the engine's own, also the KV of others. Returns
     what has found a place, and the number of damaged pages."""
     image, memory = image_in(manifest), parts.memory
     places = places_in(manifest)[: len(image.segments)]  # the others are of adapters
@@ -139,6 +143,12 @@ def restore_memory(
             segment._replace(num_content=len(found))
             for segment, found in zip(image.segments, places, strict=True)
         ]
+        former = 0 if weights is None else leave_out_others(image, weights)
+        if former:
+            _warn(
+                f"{where}: the KV of {former} models is computed again: their weights are others "
+                "now, or a page holds another number of tokens"
+            )
         with SavedPages(Generations(where), places, memory.page_bytes) as saved:
             placed = put_image(memory, image, saved.read, parts.pages, parts.store)
         if placed.num_left_out:
@@ -214,9 +224,13 @@ def _updated_pages(where: SnapshotStore, manifest: dict[str, Any]) -> dict[str, 
         }
 
 
-def restore_models(models: ModelRegistry, where: SnapshotStore, manifest: dict[str, Any]) -> None:
-    """Read the models beside the engine's own again; warn of one that is gone, or has other
-    content: its agents' calls are refused until it is added."""
+def restore_models(
+    models: ModelRegistry, where: SnapshotStore, manifest: dict[str, Any]
+) -> set[bytes] | None:
+    """Read the models beside the engine's own again; warn of one that is gone, whose agents' calls
+    are refused until it is added, or has other content. Returns the digests of their weights;
+    ``None`` if one is gone."""
+    is_whole = True
     for name, folder, dummy_weights, digest in manifest.get("models", ()):
         try:
             models.add(name, folder, dummy_weights)
@@ -225,12 +239,14 @@ def restore_models(models: ModelRegistry, where: SnapshotStore, manifest: dict[s
                 f"{where}: model {name!r} is not restored; calls on it are refused until "
                 f"engine.add_model() adds it: {error}"
             )
+            is_whole = False
             continue
         if models.known(name).value.digest.hex() != digest:
             _warn(
                 f"{where}: the files of model {name!r} have other content now; what its agents "
                 "said is computed again with it"
             )
+    return {model.weights.digest for model in models.all()} if is_whole else None
 
 
 @contextmanager

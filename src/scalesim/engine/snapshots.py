@@ -36,7 +36,7 @@ from scalesim.requests.adapter_registry import AdapterImage, AdapterRegistry
 from scalesim.requests.agent_registry import AgentRegistry, ForkedId
 from scalesim.requests.model_registry import ModelRegistry
 from scalesim.snapshot.block_index import BlockIndex, Keys, Places, places_from_front
-from scalesim.snapshot.block_keys import TOKEN_BYTES, BlockKeys
+from scalesim.snapshot.block_keys import BlockKeys
 from scalesim.snapshot.generations import Generations
 from scalesim.snapshot.page_file import PageFileWriter, PagePlace
 from scalesim.snapshot.store import SnapshotStore
@@ -91,7 +91,6 @@ class Snapshots:
         self._models = models
         self._state, self._ask = state, ask
         self._lock = threading.Lock()
-        self._block_bytes = parts.memory.block_size * TOKEN_BYTES
         self._keys: BlockKeys | None = None
         self._index: tuple[str, BlockIndex] | None = None  # of the store written to last
 
@@ -109,7 +108,7 @@ class Snapshots:
     def _write(self, generations: Generations, number: int, data: bytes) -> Snapshot:
         identity = self._parts.kv_identity()
         if self._keys is None:
-            self._keys = BlockKeys(identity, self._block_bytes)
+            self._keys = BlockKeys(identity)
         index = self._index_of(generations, identity)
         moment: SnapshotMoment = self._ask(self._take_moment)
         segments = moment.image.segments
@@ -200,8 +199,8 @@ class Snapshots:
         fresh: dict[bytes, PagePlace],
     ) -> None:
         """Copy a piece between two steps, and write it."""
-        store, size = self._parts.store, self._block_bytes
-        copied: CopiedBlocks = self._ask(lambda: live.copy(piece, pages, store, size))
+        store = self._parts.store
+        copied: CopiedBlocks = self._ask(lambda: live.copy(piece, pages, store))
         found = zip(piece, copied.read(), strict=True)
         there = [(wanted, rows) for wanted, rows in found if len(rows)]
         if not there:

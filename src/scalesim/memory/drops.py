@@ -160,7 +160,7 @@ class Drops:
                 self._ranking.refresh(parent)
             return
         if available < segment.num_blocks and segment.pins == 0:
-            self._tree.shorten(segment, available)
+            segment.shorten(available)
         self._ranking.refresh(segment)
         if not parent.is_root:
             self._ranking.refresh(parent)

@@ -6,11 +6,13 @@ A page holds ``block_size`` tokens of KV for all layers, laid out as
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 from scalesim.errors import ConfigError
 
-BLOCK_SIZES = (16, 32, 64)
+BLOCK_MULTIPLE = 16  # block sizes are multiples of this
+BLOCK_SIZES = (16, 32, 64)  # of an engine's own model, which decides the bytes of a page
 MIN_PAGE_BYTES = 64 * 1024
 """Copies of smaller pieces do not fill a link (4-24 KiB pieces reach a tenth of its rate)."""
 
@@ -18,7 +20,7 @@ MIN_PAGE_BYTES = 64 * 1024
 @dataclass(frozen=True, slots=True)
 class PageGeometry:
     """The shape of a page. Raises ``ConfigError`` if a dimension is not positive, or ``block_size``
-    is not one of ``BLOCK_SIZES``."""
+    is no multiple of 16."""
 
     num_layers: int
     num_kv_heads: int
@@ -30,8 +32,10 @@ class PageGeometry:
         for part in fields(self):
             if getattr(self, part.name) <= 0:
                 raise ConfigError(f"{part.name} is {getattr(self, part.name)}: must be positive")
-        if self.block_size not in BLOCK_SIZES:
-            raise ConfigError(f"block_size is {self.block_size}: must be one of {BLOCK_SIZES}")
+        if self.block_size % BLOCK_MULTIPLE:
+            raise ConfigError(
+                f"block_size is {self.block_size}: must be a multiple of {BLOCK_MULTIPLE}"
+            )
 
     @classmethod
     def choose(
@@ -47,6 +51,24 @@ class PageGeometry:
         sizes = BLOCK_SIZES if block_size is None else (block_size,)
         choices = [cls(num_layers, num_kv_heads, head_dim, size, dtype_bytes) for size in sizes]
         return next((c for c in choices if c.page_bytes >= MIN_PAGE_BYTES), choices[-1])
+
+    @classmethod
+    def fitting(
+        cls, num_layers: int, num_kv_heads: int, head_dim: int, dtype_bytes: int, page_bytes: int,
+        block_sizes: Sequence[int] | None = None,
+    ) -> PageGeometry:  # fmt: skip
+        """The geometry with the largest block size whose KV fits into ``page_bytes``: one of
+        ``block_sizes``, 16 among them, or any. Raises ``ConfigError`` if none does."""
+        least = cls(num_layers, num_kv_heads, head_dim, BLOCK_MULTIPLE, dtype_bytes)
+        if least.page_bytes > page_bytes:
+            raise ConfigError(
+                f"KV of {BLOCK_MULTIPLE} tokens has {least.page_bytes} bytes, and a page has "
+                f"{page_bytes}"
+            )
+        most = page_bytes // least.page_bytes * BLOCK_MULTIPLE
+        if block_sizes is not None:
+            most = max(size for size in block_sizes if size <= most)
+        return replace(least, block_size=most)
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:

@@ -10,7 +10,7 @@ empty.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from scalesim.memory.disk.slot_store import SlotStore
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pools.page_access import PageAccess, PoolName
 from scalesim.memory.tiers import Tier
+from scalesim.memory.tree.branches import weights_in
 from scalesim.memory.tree.owner import AgentState, AgentStatistics
 from scalesim.memory.tree.prefix_tree import TEXT
 from scalesim.memory.tree.segment import Segment
@@ -32,9 +33,10 @@ NOBODY = -1
 
 
 class SegmentImage(NamedTuple):
-    """A segment. ``parent`` is an index of ``MemoryImage.segments``, ``partial_of`` one of its
-    ``agents``, or ``NOBODY``. The first ``num_content`` of its blocks have content; ``on_device``:
-    all of these on the device; ``on_disk``: some of these on the disk alone."""
+    """A segment of blocks of ``block_size`` tokens. ``parent`` is an index of
+    ``MemoryImage.segments``, ``partial_of`` one of its ``agents``, or ``NOBODY``. The first
+    ``num_content`` of its blocks have content; ``on_device``: all of these on the device;
+    ``on_disk``: some of these on the disk alone."""
 
     parent: int
     tokens: bytes
@@ -46,6 +48,7 @@ class SegmentImage(NamedTuple):
     reused: bool
     last_use: float
     last_seq: int
+    block_size: int
 
 
 class AgentImage(NamedTuple):
@@ -70,7 +73,8 @@ class ReuseImage(NamedTuple):
 
 @dataclass(slots=True)
 class MemoryImage:
-    """What memory holds. Parents stand before their children. ``now``, ``tick_s`` and ``move`` are
+    """What memory holds. Parents stand before their children. ``block_size`` is of the engine's own
+    model. ``now``, ``tick_s`` and ``move`` are
     as in ``Timing``."""
 
     block_size: int
@@ -129,7 +133,6 @@ class LiveBlocks:
         ranges: Sequence[BlockRange],
         access: PageAccess,
         store: SlotStore | None,
-        block_bytes: int,
     ) -> CopiedBlocks:
         """The first blocks of each range, as many as still have content; without a ``store``, as
         many as have it on the device or the host. On the engine's thread, between two steps."""
@@ -137,7 +140,7 @@ class LiveBlocks:
         found: list[list[tuple[PoolName, int]]] = [[] for _ in ranges]
         slots: list[list[int]] = [[] for _ in ranges]
         for number, (index, first, count) in enumerate(ranges):
-            for tier, page in self._places(index, first, count, block_bytes):
+            for tier, page in self._places(index, first, count):
                 if tier == "disk":
                     slots[number].append(page)
                 else:
@@ -154,10 +157,9 @@ class LiveBlocks:
             return CopiedBlocks(None, copied, [], [])
         return CopiedBlocks(store, copied, slots, [store.checksums(of) for of in slots])
 
-    def _places(
-        self, index: int, first: int, count: int, block_bytes: int
-    ) -> Iterator[tuple[TierName, int]]:
+    def _places(self, index: int, first: int, count: int) -> Iterator[tuple[TierName, int]]:
         segment, parent, tokens = self._segments[index]
+        block_bytes = segment.block_bytes
         if segment.parent is not parent or self._memory.tree is not self._tree:
             return  # dropped, taken over by a lease, split, or merged with its parent
         for block in range(first, first + count):
@@ -185,7 +187,7 @@ def image_of(
     reuse = ReuseImage(stats.continuation_rate, stats.num_observed, list(stats.return_rate))
     timing = memory.timing
     image = MemoryImage(memory.block_size, timing.now, timing.tick_s, timing.move, reuse)
-    place: dict[Segment | None, int] = {memory.tree.root(TEXT): NOBODY}
+    place: dict[Segment | None, int] = dict.fromkeys(memory.tree.roots(TEXT), NOBODY)
     live: list[Segment] = []
     for segment in memory.tree:
         parent = place.get(segment.parent)
@@ -208,6 +210,7 @@ def image_of(
                 segment.num_hits > 0,
                 segment.last_use,
                 segment.last_seq,
+                segment.block_size,
             )
         )
     image.agents.extend(_agent_image(state, place) for state in states)
@@ -235,6 +238,18 @@ def _agent_image(state: AgentState, place: dict[Segment | None, int]) -> AgentIm
 ReadBlocks = Callable[[int, int], Bytes2D]
 """``(segment, count)``: the pages of the first blocks of a segment of an image, uint8
 ``[n, page_bytes]``; fewer than ``count`` where a page is not sound."""
+
+
+def leave_out_others(image: MemoryImage, weights: Collection[bytes]) -> int:
+    """Take the content from the segments of ``image`` that models beside the engine's own computed
+    with other weights than these, which nobody asks for. Returns the number of such models."""
+    others: dict[int, bytes] = {}  # by index
+    for index, found in enumerate(image.segments):
+        own = weights_in(found.mark)
+        if found.parent in others or (own and own not in weights):
+            others[index] = own or others[found.parent]
+            image.segments[index] = found._replace(num_content=0)
+    return len({*others.values()})
 
 
 class Placed(NamedTuple):
@@ -281,7 +296,10 @@ def _put_segment(
     """Make segment ``index`` of ``image`` below its parent. Returns its number of pages; 0 if it is
     left out."""
     found, tree = image.segments[index], memory.tree
-    parent = tree.root(TEXT) if found.parent == NOBODY else made.get(found.parent)
+    if found.parent == NOBODY:
+        parent: Segment | None = tree.root(TEXT, block_size=found.block_size)
+    else:
+        parent = made.get(found.parent)
     if parent is None or not found.num_content:
         return 0
     if found.parent != NOBODY and len(parent.tokens) < len(image.segments[found.parent].tokens):
@@ -303,7 +321,7 @@ def _put_segment(
         agent = image.agents[found.partial_of].id
         segment = tree.insert_partial(parent, found.tokens, agent, found.mark)
     else:
-        segment = tree.insert(parent, found.tokens[: len(rows) * tree.block_bytes], found.mark)
+        segment = tree.insert(parent, found.tokens[: len(rows) * parent.block_bytes], found.mark)
     tier.put(segment, pages)
     segment.set_reused(found.reused)
     made[index] = segment

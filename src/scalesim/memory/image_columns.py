@@ -10,10 +10,12 @@ import numpy as np
 
 from scalesim.memory.image import AgentImage, MemoryImage, ReuseImage, SegmentImage
 from scalesim.memory.tree.owner import AgentStatistics
+from scalesim.memory.tree.segment import TOKEN_BYTES
 
 _SEGMENT = {
     "parent": np.int64, "partial_of": np.int64, "num_content": np.int64, "on_device": np.bool_,
     "on_disk": np.bool_, "reused": np.bool_, "last_use": np.float64, "last_seq": np.int64,
+    "block_size": np.int64,
 }  # fmt: skip
 _AGENT = {"newest_end": np.int64, "last_match": np.int64, "next_seq": np.int64}
 _STATISTICS = {
@@ -53,18 +55,22 @@ def from_columns(columns: Mapping[str, Any]) -> MemoryImage:
         float(columns["move"]),
         ReuseImage(rate, observed, returns),
     )
-    block_bytes = image.block_size * 4
     segments = columns["segments"]
-    if "on_disk" not in segments:  # a release before left such pages out
-        segments = {**segments, "on_disk": np.zeros(len(segments["parent"]), np.bool_)}
+    count = len(segments["parent"])
+    before = {  # what releases before did not write
+        "on_disk": np.zeros(count, np.bool_), "block_size": np.full(count, image.block_size)
+    }  # fmt: skip
+    segments = {**before, **segments}
     rows = _rows(segments, _SEGMENT)
     tokens, marks = _split(columns["tokens"]), _split(columns["marks"])
     for row, of_tokens, mark in zip(rows, tokens, marks, strict=True):
         parent, partial_of, content, *others = row
         segment = SegmentImage(parent, of_tokens, mark, partial_of, content, *others)
+        block_bytes = max(1, segment.block_size * TOKEN_BYTES)
         full = len(of_tokens) // block_bytes
         most = full if partial_of < 0 else int(0 < len(of_tokens) < block_bytes)
-        if not (-1 <= parent < len(image.segments) and 0 <= content <= most):
+        is_of_parent = parent < 0 or image.segments[parent].block_size == segment.block_size
+        if not (-1 <= parent < len(image.segments) and 0 <= content <= most and is_of_parent):
             raise IndexError(f"segment {len(image.segments)}: {row}")
         image.segments.append(segment)
     statistics = _rows(columns["statistics"], _STATISTICS)

@@ -16,12 +16,13 @@ ADAPTER, WEIGHTS = "adapter", "weights"  # the kinds of attachments
 class AttachmentSpec(NamedTuple):
     """State that a request needs beside the KV of its prompt: the ``kind`` of state, the ``digest``
     of its content, the runner's number of its ``layout``, and ``start``, the token position from
-    which the state is in force. KV from ``start`` on depends on the attachment."""
+    which it is in force and KV depends on it. Of weights, ``block_size``: tokens a page of KV."""
 
     kind: str
     digest: bytes
     layout: int
     start: int = 0
+    block_size: int = 0
 
     def branch(self, block_size: int) -> Branch:
         """Where the request's path in the prefix tree branches off that of the same tokens without
@@ -69,6 +70,16 @@ class Lease:
     @property
     def num_blocks(self) -> int:
         return self.num_shared + len(self.private)
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of a block, on one page."""
+        return self.end.block_size
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens the blocks take."""
+        return self.num_blocks * self.block_size
 
     @property
     def is_ready(self) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from scalesim.core import AgentId, Int32s
 from scalesim.memory.lease import AttachmentSpec, Lease
 from scalesim.memory.leases.adapters import AdapterContent
-from scalesim.memory.leases.attachments import branch_of
+from scalesim.memory.leases.attachments import block_size_of, branch_of
 from scalesim.memory.leases.weights import WeightsContent
 from scalesim.memory.misses import Miss
 from scalesim.memory.owners import AgentPages
@@ -57,6 +57,10 @@ class MemoryManager(MemoryParts):
             for tier in self.tiers
             if tier is not self.tiers.disk or tier.pool.num_usable
         )
+
+    def block_size_of(self, attachments: Iterable[AttachmentSpec]) -> int:
+        """How many tokens of KV that is computed with ``attachments`` a page holds."""
+        return block_size_of(attachments, self.block_size)
 
     @property
     def loading_pages(self) -> int:
@@ -171,7 +175,7 @@ class MemoryManager(MemoryParts):
 
     def agents_under(self, tokens: bytes, salt: bytes = b"") -> list[AgentId]:
         """The agents whose state begins with ``tokens`` (int32 as bytes), as far as that is held,
-        and was computed with ``salt``."""
+        and was computed with ``salt`` by the engine's own model."""
         return self.owners.under(tokens, branch_of((), salt, self.block_size))
 
     def prefixes(self, *, on_host: bool = False) -> Iterator[bytes]:
@@ -181,7 +185,7 @@ class MemoryManager(MemoryParts):
             count = max(len(segment.device), len(segment.host) if on_host else 0)
             if count and not segment.is_partial:
                 tokens = b"".join(above.tokens for above in reversed(lineage(segment)))
-                missing = (segment.num_blocks - count) * self.tree.block_bytes
+                missing = (segment.num_blocks - count) * segment.block_bytes
                 yield tokens[: len(tokens) - missing]
 
     def fork(self, parent: AgentId, child: AgentId) -> None:

@@ -88,11 +88,11 @@ class Miss(NamedTuple):
 class Misses:
     """The last miss of each agent that had one."""
 
-    def __init__(self, timing: Timing, block_size: int) -> None:
+    def __init__(self, timing: Timing) -> None:
         self.last: dict[AgentId, Miss] = {}
         self._expected: dict[AgentId, float | None] = {}
         self._computed_with: dict[AgentId, Digests] = {}  # the path that the last call left
-        self._timing, self._block_size = timing, block_size
+        self._timing = timing
 
     def record_call(self, agent: AgentId, expected: float | None) -> None:
         """Record that ``agent`` called; ``expected`` is the next use that was known before."""
@@ -131,7 +131,7 @@ class Misses:
         expected = self._expected.pop(agent.id, None)
         waits = [("KV", waiting), *((spec.kind, pages) for spec, pages in attached)]
         waits = [(kind, pages) for kind, pages in waits if pages]
-        now, size = self._timing.now, self._block_size
+        now, size = self._timing.now, lease.block_size
         before = agent.newest_end
         if before is None:
             if waits:
@@ -153,10 +153,11 @@ class Misses:
             cause = "pool small"
         else:
             cause = "prompt changed"
-        lost = max(0, dropped) + (0 if goes_on else self._blocks_behind(before, found)) + spared
-        token = lease.num_cached + spared * self._block_size
+        left = max(0, dropped) + (0 if goes_on else self._blocks_behind(before, found))
+        lost_tokens = left * before.block_size + spared * size
+        token = lease.num_cached + spared * size
         self.last[agent.id] = Miss(
-            cause, now, token, expected, waiting * size, lost * size, waits=tuple(waits)
+            cause, now, token, expected, waiting * size, lost_tokens, waits=tuple(waits)
         )
 
     def record_read(self, agent: AgentState, num_pages: int, blocked_by: BlockedBy) -> None:
@@ -176,14 +177,14 @@ class Misses:
     def num_lost(self, lease: Lease, found: Segment, num_tokens: int) -> int:
         """The number of blocks that the agent's last request left and that are no longer cached, if
         the prompt (``num_tokens`` tokens, cached up to ``found``) still begins with them. Of tokens
-        that were dropped, that cannot be known for certain."""
-        agent = lease.agent
-        if agent is None or agent.newest_end is None:
+        that were dropped, that cannot be known for certain, but they are not another model's."""
+        agent, size = lease.agent, lease.block_size
+        if agent is None or agent.newest_end is None or agent.newest_end.block_size != size:
             return 0
         there = lineage(found)
         if agent.newest_end.parent is not None and agent.newest_end not in there:
             return 0
-        num_left = min(agent.last_path_blocks, num_tokens // self._block_size)
+        num_left = min(agent.last_path_blocks, num_tokens // size)
         return max(0, num_left - sum(segment.num_blocks for segment in there))
 
     def why_late(self, expected: float | None, blocked_by: BlockedBy) -> Cause:

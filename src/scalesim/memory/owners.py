@@ -116,9 +116,10 @@ class Owners:
         return [(id, _pages_of(state, above)) for id, state in self.agents.items()]
 
     def under(self, tokens: bytes, branch: Branch | None) -> list[AgentId]:
-        """The agents that own the end of what is held of ``tokens``, as far as that goes."""
-        num_blocks = len(tokens) // self._tree.block_bytes
-        path = self._tree.match(self._tree.root(TEXT), tokens, num_blocks, branch)
+        """The agents that own the end of what is held of ``tokens``, as far as that goes, of the
+        engine's own model."""
+        root = self._tree.root(TEXT)
+        path = self._tree.match(root, tokens, len(tokens) // root.block_bytes, branch)
         return [owner.id for owner in path[-1][0].owners] if path else []
 
     def attach(self, id: AgentId, segment: Segment) -> None:

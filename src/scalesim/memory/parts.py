@@ -49,12 +49,14 @@ NULL_PAGE = 0
 class MemoryParts:
     """The parts of one manager's memory.
 
-    Device page 0 is the null page. ``num_rows`` is the size of the block table, with row 0 as the
-    dummy. ``read_rate`` gives the bytes a second at which sources are read. ``make_ranking`` and
-    ``make_planner`` replace the eviction order and the planner. ``record``: keep the last page
-    events in ``page_log``, to be read after a fault (events of the pools only where ``make_pool``
-    is the default). ``move_pages`` copies pages on the device, for state that has to lie on
-    consecutive pages; without it, such state waits for a run that is free.
+    Device page 0 is the null page. A page holds ``block_size`` tokens of KV of the engine's own
+    model; a request says how many of another model's (``AttachmentSpec``). ``num_rows`` is the size
+    of the block table, with row 0 as the dummy. ``read_rate`` gives the bytes a second at which
+    sources are read. ``make_ranking`` and ``make_planner`` replace the eviction order and the
+    planner. ``record``: keep the last page events in ``page_log``, to be read after a fault (events
+    of the pools only where ``make_pool`` is the default). ``move_pages`` copies pages on the
+    device, for state that has to lie on consecutive pages; without it, such state waits for a run
+    that is free.
 
     ``timing``, ``counters``, ``misses`` and ``page_log`` last as long as the manager; ``reset``
     makes the other parts anew.
@@ -89,7 +91,7 @@ class MemoryParts:
         self._disk_pages = disk_pages if self._host_pages else 0
         self._num_rows = num_rows
         self.counters, self.timing = Counters(), Timing()
-        self.misses = Misses(self.timing, block_size)
+        self.misses = Misses(self.timing)
         self._build({})
 
     def _build(self, lost: Mapping[TierName, Collection[int]]) -> None:
@@ -128,9 +130,7 @@ class MemoryParts:
             self.partial_blocks,
             self.waiters,
         )
-        accounts = LookupAccounts(
-            self.counters, ranking, self.misses, self.planner, queue, self.block_size
-        )
+        accounts = LookupAccounts(self.counters, ranking, self.misses, self.planner, queue)
         self.admission = Admission(*shared, PrefixLookup(residency, self.attachments), accounts)
         self.releases = Releases(*shared, self.misses, self.orphans)
 

@@ -68,9 +68,7 @@ class Residency:
         self.compaction = Compaction(tree, tiers.device, self.drops, counters, move_pages)
         self.counters, self.timing = counters, timing
         self.policy = policy = ranking.policy
-        self.load_or_recompute = LoadOrRecompute(
-            link, timing, page_bytes, tree.block_size, weighs=policy.weighs
-        )
+        self.load_or_recompute = LoadOrRecompute(link, timing, page_bytes, weighs=policy.weighs)
         self.transfers = OpenTransfers(link, counters)
         self.disk = DiskMoves(
             ranking, tiers, link, self.room, self.transfers, counters, self.load_or_recompute
@@ -222,12 +220,12 @@ class Residency:
             segment.num_unsaved > 0
             and self.ranking.may_save(segment)
             and not (is_on_disk and self.ranking.unlikely_to_return(segment))
-            and self.load_or_recompute.is_worth_saving(segment.num_unsaved)
+            and self.load_or_recompute.is_worth_saving(segment.num_unsaved, segment.block_size)
         )
         if is_worth_saving:
             if self.start_save(segment, may_lose=not is_on_disk):
                 return True
-            if not is_on_disk and self.disk.frees_host_soon(segment.num_dirty):
+            if not is_on_disk and self.disk.frees_host_soon(segment):
                 return False
         keep = max(0, len(segment.device) - max(wanted, self._small_segment))
         keep = segment.runs.start_of(keep)

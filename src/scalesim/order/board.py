@@ -87,7 +87,7 @@ class CallBoard:
         for agent in gone:
             owner = self._agents.pop(agent)
             self._coming.discard(owner)
-            paths, owner.paths, owner.expected = owner.paths, [], ()
+            paths, owner.paths, owner.expected = owner.paths, (), ()
             for path in paths:
                 self.keys.leave(owner, path)
         self._apply(self.distances.forget(gone))

@@ -25,12 +25,14 @@ class KeyOwner:
     agent's last calls, the newest first, each in the order of the prompt. ``reach`` is how many
     calls back the agent returns to a prompt: 1 goes on from its last one, 2 takes turns between
     two. ``overlap`` is how deep into such a prompt its last call went, ``None`` if to the end.
-    ``expected`` are the keys that its next call is likely to use.
+    ``expected`` are the keys that its next call is likely to use. ``groups`` are those of its keys.
+
+    Most agents are only spoken of at first: what belongs to keys is made with the first ones.
     """
 
     __slots__ = (
-        "alone", "continued", "could_continue", "expected", "groups", "last_seq", "last_use",
-        "name", "next_seq", "next_use", "num_open", "overlap", "past", "paths", "reach",
+        "_own", "continued", "could_continue", "expected", "groups", "last_seq", "last_use",
+        "name", "next_seq", "next_use", "num_open", "overlap", "paths", "reach",
     )  # fmt: skip
 
     def __init__(self, name: AgentId | None) -> None:
@@ -39,14 +41,29 @@ class KeyOwner:
         self.next_seq = 0
         self.last_use, self.last_seq = 0.0, 0
         self.num_open = 0
-        self.paths: list[Sequence[Key]] = []
+        self.paths: Sequence[Sequence[Key]] = ()
         self.expected: Sequence[Key] = ()
         self.reach = 1
         self.overlap: int | None = None
         self.continued = self.could_continue = 0.0  # decaying counts of its calls
-        self.alone = KeyGroup((self,))
-        self.past = KeyGroup((self,), is_past=True)
-        self.groups: set[KeyGroup] = {self.alone, self.past}
+        self._own: tuple[KeyGroup, KeyGroup] | None = None
+        self.groups: set[KeyGroup] = _NO_GROUPS
+
+    @property
+    def alone(self) -> KeyGroup:
+        """The keys that nobody else owns."""
+        return self._own_groups()[0]
+
+    @property
+    def past(self) -> KeyGroup:
+        """The keys that it has left behind, and nobody else owns."""
+        return self._own_groups()[1]
+
+    def _own_groups(self) -> tuple[KeyGroup, KeyGroup]:
+        if self._own is None:
+            self._own = KeyGroup((self,)), KeyGroup((self,), is_past=True)
+            self.groups = set(self._own)
+        return self._own
 
     def remember(self, path: Mapping[Key, int], common: ReuseStats) -> list[Key]:
         """Record the keys of a call, at least one, with their places in the prompt. Returns the
@@ -60,9 +77,9 @@ class KeyOwner:
         """
         could_come = self.reach  # beyond so many paths, all was left behind before
         self._observe_return(path, common)
-        self.paths.insert(0, tuple(path))
-        left_now = self.paths[: could_come + 1]
-        del self.paths[MAX_KEPT_PATHS:]
+        paths = (tuple(path), *self.paths)
+        left_now = paths[: could_come + 1]
+        self.paths = paths[:MAX_KEPT_PATHS]
         rate = self.continued + _PRIOR * common.continuation_rate
         first, last = path[self.paths[0][0]], path[self.paths[0][-1]]
         cut = last + 1
@@ -143,3 +160,6 @@ class OwnedKey:
     def __init__(self, group: KeyGroup) -> None:
         self.group = group
         self.depth = self.stamp = 0
+
+
+_NO_GROUPS: set[KeyGroup] = set()  # of all agents without keys; nothing is ever put into it

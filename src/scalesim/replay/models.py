@@ -1,7 +1,8 @@
 """Several models in one replay: which agent uses which, and their weights as attachments in the
 page pool, as in an engine with ``add_model``.
 
-All models have their weights in pages; a page has the bytes that a block of the widest KV takes.
+All models have their weights in pages; a page has the bytes that a block of the widest KV takes,
+and holds as many tokens of the others, so that a roof counts the blocks of all alike.
 Models have no text in common: equal tokens of two models are different state.
 """
 
@@ -60,10 +61,10 @@ class BoundModels:
         """The numbers of all models."""
         return range(1, len(self.costs) + 1)
 
-    def attachment(self, agent: AgentId | None) -> AttachmentSpec:
-        """The weights that a request of ``agent`` needs."""
+    def attachment(self, agent: AgentId | None, block_size: int) -> AttachmentSpec:
+        """The weights that a request of ``agent`` needs; a page holds ``block_size`` tokens."""
         number = self.numbers[agent]
-        return weights_spec(_digest(number), number)
+        return weights_spec(_digest(number), number, block_size)
 
     def join(self, memory: MemoryManager) -> None:
         """Add all weights to ``memory``, and bind the agents. Their source is in memory: what is

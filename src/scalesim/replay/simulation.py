@@ -150,7 +150,8 @@ class Simulation:
             request = Request(tokens, traced.agent, params, more_calls=more_calls)
             call = Call(request, model, tokens)
             if self._models is not None:
-                call.attachments = (self._models.attachment(traced.agent),)
+                size = loop.memory.block_size
+                call.attachments = (self._models.attachment(traced.agent, size),)
             call.submitted_s = self.link.now_s
             _Open(traced, call, self._ended)
             calls.append(call)

@@ -229,7 +229,8 @@ class AdapterRegistry(Bindings[HomedAdapter]):
 
     def _check_room(self, call: Call, content: AdapterContent) -> None:
         num_tokens = len(call.tokens) + call.request.params.max_tokens
-        needed = -(-num_tokens // self._memory.block_size) + content.num_pages
+        block_size = self._memory.block_size_of(call.attachments)
+        needed = -(-num_tokens // block_size) + content.num_pages
         if needed > self._memory.num_pages:
             raise PromptTooLongError(
                 f"{num_tokens} tokens and adapter {call.adapter!r} of {content.num_pages} pages "

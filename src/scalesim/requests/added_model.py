@@ -16,7 +16,8 @@ from scalesim.requests.prompt import TextModel
 class AddedModel:
     """A version of a model beside the engine's own. The runner knows it by ``number``, until
     ``forget`` is called on the engine's thread. ``digest`` is of its weights alone; that of
-    ``weights`` covers all that KV depends on beside tokens and adapters."""
+    ``weights`` covers all that KV depends on beside tokens and adapters. A page holds
+    ``block_size`` tokens of its KV."""
 
     name: str
     path: str
@@ -24,6 +25,7 @@ class AddedModel:
     text: TextModel
     number: int
     weights: WeightsContent
+    block_size: int
     home: AdapterHome
     digest: bytes
     forget: Callable[[], None]
@@ -31,7 +33,7 @@ class AddedModel:
     @property
     def spec(self) -> AttachmentSpec:
         """The weights, as a request needs them."""
-        return weights_spec(self.weights.digest, self.number)
+        return weights_spec(self.weights.digest, self.number, self.block_size)
 
 
 JoinModel = Callable[[str, "str | Path", int, bool], AddedModel]

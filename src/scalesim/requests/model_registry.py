@@ -30,12 +30,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A model beside the engine's own: its folder or hub id, and the pages of its weights."""
+    """A model beside the engine's own: its folder or hub id, the pages of its weights, and how many
+    tokens of its KV a page holds."""
 
     name: str
     path: str
     num_pages: int
     digest: str
+    block_size: int
 
 
 class ModelRegistry(Bindings[AddedModel]):
@@ -92,10 +94,7 @@ class ModelRegistry(Bindings[AddedModel]):
 
     def list(self) -> list[ModelInfo]:
         """The models beside the engine's own, sorted by name."""
-        return [
-            ModelInfo(found.name, found.path, found.weights.num_pages, found.digest.hex())
-            for found in sorted(self.all(), key=lambda found: found.name)
-        ]
+        return [_info(found) for found in sorted(self.all(), key=lambda found: found.name)]
 
     # -- for the engine -----------------------------------------------------------------------
 
@@ -121,7 +120,8 @@ class ModelRegistry(Bindings[AddedModel]):
         num_beside += 0 if added is None else added.weights.num_pages
         if not num_beside:
             return model.max_len
-        return min(model.max_len, (memory.num_pages - num_beside) * memory.block_size)
+        block_size = memory.block_size if added is None else added.block_size
+        return min(model.max_len, (memory.num_pages - num_beside) * block_size)
 
     def home_of(self, name: str | None) -> AdapterHome:
         """The home of a model's adapters; ``None``: of the engine's own."""
@@ -141,6 +141,11 @@ class ModelRegistry(Bindings[AddedModel]):
 
     def _own(self, agent: AgentId, digest: bytes | None) -> None:
         self._memory.bind_weights(agent, digest)
+
+
+def _info(model: AddedModel) -> ModelInfo:
+    num_pages, digest = model.weights.num_pages, model.digest.hex()
+    return ModelInfo(model.name, model.path, num_pages, digest, model.block_size)
 
 
 def _unread(model: AddedModel) -> AddedModel:

@@ -46,7 +46,7 @@ def has_finished(sequence: Sequence) -> bool:
 
 
 def _queue_again(scheduler: Scheduler, sequence: Sequence) -> None:
-    needed, usable = scheduler.num_blocks(sequence.limit), scheduler.memory.num_free_pages
+    needed, usable = scheduler.num_blocks(sequence, sequence.limit), scheduler.memory.num_free_pages
     if needed > usable:
         scheduler.end(sequence, "error", failures.pages_were_lost(sequence, needed, usable))
     elif sequence.admission:

@@ -198,7 +198,7 @@ class Scheduler:
         lease = self.memory.acquire(
             sequence.agent,
             sequence.tokens[: sequence.usable].tobytes(),
-            self.num_blocks(reserve_len),
+            self.num_blocks(sequence, reserve_len),
             attachments=sequence.attachments,
             salt=sequence.salt,
             max_loading_pages=max_loading,
@@ -208,10 +208,10 @@ class Scheduler:
         return lease
 
     def _start(self, sequence: Sequence, lease: Lease) -> None:
-        self.slots.enter(sequence, lease, self.memory.block_size)
+        self.slots.enter(sequence, lease)
         if not sequence.admission:
             self.num_admissions += 1
-        sequence.admitted(lease, self.num_admissions, self.memory.block_size)
+        sequence.admitted(lease, self.num_admissions)
         if lease.is_ready:
             self.running.prefill(sequence)
         else:
@@ -279,7 +279,7 @@ class Scheduler:
             int(self.slots.limit[slot]),
             int(self.slots.launched[slot]) + self.config.safe_point_tokens,
         )
-        while not memory.grow(sequence.lease, self.num_blocks(reserve_len)):
+        while not memory.grow(sequence.lease, self.num_blocks(sequence, reserve_len)):
             if memory.is_moving:
                 return
             least_urgent = max(self.slots.sequences.values(), key=rank)
@@ -287,12 +287,12 @@ class Scheduler:
             if least_urgent is most_urgent:
                 raise AssertionError(
                     f"one running sequence of limit {sequence.limit} does not fit "
-                    f"{memory.num_pages} pages of {memory.block_size} tokens"
+                    f"{memory.num_pages} pages of {sequence.lease.block_size} tokens"
                 )
             self._preempt(least_urgent)
             if least_urgent is sequence:
                 return
-        self.slots.capacity[slot] = sequence.lease.num_blocks * memory.block_size
+        self.slots.capacity[slot] = sequence.lease.num_tokens
 
     def _preempt(self, sequence: Sequence) -> None:
         """Take the pages of ``sequence``. Full blocks stay in the tree until others need their
@@ -303,6 +303,6 @@ class Scheduler:
         self.finisher.leave(sequence)
         self._requeue(sequence)
 
-    def num_blocks(self, num_tokens: int) -> int:
-        """Blocks that hold ``num_tokens``."""
-        return -(-num_tokens // self.memory.block_size)
+    def num_blocks(self, sequence: Sequence, num_tokens: int) -> int:
+        """Blocks that hold ``num_tokens`` of ``sequence``."""
+        return -(-num_tokens // self.memory.block_size_of(sequence.attachments))

@@ -100,7 +100,7 @@ class Sequence:
         if on_end is not None and self.agent is not None:
             on_end(self.agent)
 
-    def admitted(self, lease: Lease, admission: int, block_size: int) -> None:
+    def admitted(self, lease: Lease, admission: int) -> None:
         """The sequence holds ``lease`` now; note what the prefix lookup found. ``admission`` is the
         sequence's place in the order, unless it has one from an earlier admission."""
         self.lease = lease
@@ -109,8 +109,8 @@ class Sequence:
             return
         self.admission = admission
         self.cached_tokens = lease.num_cached
-        self.host_tokens = lease.num_waited_blocks * block_size
-        self.rebuilt_tokens = lease.num_rebuilt_blocks * block_size
+        self.host_tokens = lease.num_waited_blocks * lease.block_size
+        self.rebuilt_tokens = lease.num_rebuilt_blocks * lease.block_size
 
 
 Chunk: TypeAlias = "tuple[Sequence, int]"

@@ -48,7 +48,7 @@ class Slots:
     def num_free(self) -> int:
         return len(self._free)
 
-    def enter(self, sequence: Sequence, lease: Lease, block_size: int) -> int:
+    def enter(self, sequence: Sequence, lease: Lease) -> int:
         """Give ``sequence`` a slot for the work on ``lease``; every field of the slot is set
         anew."""
         slot = self._free.pop()
@@ -60,7 +60,7 @@ class Slots:
             lease.num_cached,
             count,
             sequence.limit,
-            lease.num_blocks * block_size,
+            lease.num_tokens,
             lease.row,
             params.top_k,
         )

@@ -12,7 +12,7 @@ TOKEN_BYTES = 4  # int32
 
 class SavedSegment(Protocol):
     """A segment as an image of memory has it. ``parent`` is an index, or -1; ``tokens`` are int32
-    as bytes."""
+    as bytes, ``block_size`` of them a block."""
 
     @property
     def parent(self) -> int: ...
@@ -23,6 +23,9 @@ class SavedSegment(Protocol):
     @property
     def tokens(self) -> bytes: ...
 
+    @property
+    def block_size(self) -> int: ...
+
 
 class BlockKeys:
     """The keys of a snapshot's blocks.
@@ -32,9 +35,8 @@ class BlockKeys:
     path. Keys of segments are kept from one snapshot to the next.
     """
 
-    def __init__(self, identity: str, block_bytes: int) -> None:
+    def __init__(self, identity: str) -> None:
         self.root = blake2b(identity.encode(), digest_size=KEY_BYTES).digest()
-        self._block_bytes = block_bytes
         self._known: dict[tuple[bytes, bytes, bytes], list[bytes]] = {}
         self._used: dict[tuple[bytes, bytes, bytes], list[bytes]] = {}
 
@@ -43,27 +45,29 @@ class BlockKeys:
         found: list[list[bytes]] = []
         for segment in segments:
             above = self.root if segment.parent < 0 else found[segment.parent][-1]
-            found.append(self.of(above, segment.mark, segment.tokens))
+            found.append(self.of(above, segment))
         return found
 
-    def of(self, above: bytes, mark: bytes, tokens: bytes) -> list[bytes]:
-        """The keys of a segment's blocks, whose ``tokens`` are int32 as bytes; ``above`` is the key
-        of the block before the first."""
-        place = above, mark, tokens
+    def of(self, above: bytes, segment: SavedSegment) -> list[bytes]:
+        """The keys of the blocks of ``segment``; ``above`` is the key of the block before the
+        first."""
+        place = above, segment.mark, segment.tokens
         keys = self._known.get(place)
         if keys is None:
-            keys = list(self._chain(above, mark, tokens))
+            keys = list(_chain(above, segment))
         self._used[place] = keys
         return keys
-
-    def _chain(self, above: bytes, mark: bytes, tokens: bytes) -> Iterator[bytes]:
-        for begin in range(0, len(tokens), self._block_bytes):
-            state = blake2b(above, digest_size=KEY_BYTES)
-            state.update(len(mark).to_bytes(4, "little") + mark)
-            state.update(tokens[begin : begin + self._block_bytes])
-            above, mark = state.digest(), b""
-            yield above
 
     def forget_unused(self) -> None:
         """A snapshot is written: keep the keys that it asked for."""
         self._known, self._used = self._used, {}
+
+
+def _chain(above: bytes, segment: SavedSegment) -> Iterator[bytes]:
+    mark, tokens, size = segment.mark, segment.tokens, segment.block_size * TOKEN_BYTES
+    for begin in range(0, len(tokens), size):
+        state = blake2b(above, digest_size=KEY_BYTES)
+        state.update(len(mark).to_bytes(4, "little") + mark)
+        state.update(tokens[begin : begin + size])
+        above, mark = state.digest(), b""
+        yield above

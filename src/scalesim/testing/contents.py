@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from scalesim.core import Bytes2D, Int64s, UInt64s
-from scalesim.memory.lease import AttachmentSpec
+from scalesim.memory.lease import AttachmentSpec, Lease
 from scalesim.memory.tree.segment import Segment
 from scalesim.memory.tree.walk import lineage
 from scalesim.testing.tags import adapter_pages, are_tags_of, lineages_of, under_adapter, view_tags
@@ -24,17 +24,22 @@ class PageReader:
 
     def __init__(self, pages: Bytes2D, block_size: int) -> None:
         self._tags, self._size = view_tags(pages, block_size), block_size
-        self._slots = np.arange(block_size)
         self._parts: list[tuple[object, Int64s, Int64s, Int64s, UInt64s]] = []
 
     def add(
-        self, owner: object, pages: Sequence[int], tokens: Int64s, known: UInt64s, start: int
+        self,
+        owner: Segment | Lease,
+        pages: Sequence[int],
+        tokens: Int64s,
+        known: UInt64s,
+        start: int,
     ) -> None:
         """Expect ``tokens[start:]``, whose lineages are ``known[start:]``, in ``pages``, as far as
         both reach."""
-        count = min(len(pages) * self._size, len(tokens) - start)
+        slots = np.arange(owner.block_size)
+        count = min(len(pages) * len(slots), len(tokens) - start)
         if count > 0:
-            places = (np.array(pages)[:, None] * self._size + self._slots).ravel()[:count]
+            places = (np.array(pages)[:, None] * self._size + slots).ravel()[:count]
             own = slice(start, start + count)
             self._parts.append((owner, places, tokens[own], np.arange(start, own.stop), known[own]))
 

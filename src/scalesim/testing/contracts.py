@@ -29,6 +29,7 @@ POOL_RULES = {
     "exact": "`allocate` gives a list of as many pages as it was asked for",
     "all or nothing": "`allocate` gives None where fewer are free, and only there; nothing changes",
     "no page twice": "`allocate` gives pages that were free, each once",
+    "claim": "`claim` takes the free pages that it is given, in any order, and no other",
     "counts": "`num_free`, `num_used`, `num_usable` and `free_pages` tell one story",
     "free": "`free` takes owned pages back, and they can be given away again",
     "refusal": "`free` raises AssertionError for pages that nobody owns",
@@ -109,7 +110,8 @@ class PoolTrial:
             self._broken("fresh", f"make({num_pages}, first={first})", given)
 
     def step(self, rng: random.Random) -> None:
-        match rng.choice(["allocate"] * 4 + ["free"] * 4 + ["refuse", "too many", "drain"]):
+        acts = ["allocate"] * 4 + ["free"] * 4 + ["claim", "refuse", "too many", "drain"]
+        match rng.choice(acts):
             case "allocate":
                 self.allocate(rng.randint(0, max(1, len(self._free) // rng.choice([1, 2, 4]))))
             case "too many":
@@ -120,6 +122,8 @@ class PoolTrial:
                 cut = rng.randint(0, len(pages))
                 self.free(pages[:cut], rng.randint(-1, 9))
                 self.free(pages[cut:], rng.randint(-1, 9))
+            case "claim":
+                self.claim(rng.sample(sorted(self._free), rng.randint(0, len(self._free) // 2)))
             case "refuse":
                 self.refuse(rng)
             case "drain":
@@ -150,6 +154,14 @@ class PoolTrial:
         if pages:
             given.clear()
             self._see("apart", f"{asked}, and the list that it gave emptied")
+
+    def claim(self, pages: list[int]) -> None:
+        asked = f"claim({pages})"
+        self.asked.append(asked)
+        self._pool.claim(pages[:])
+        self._free.difference_update(pages)
+        self._owned.append(pages)
+        self._see("claim", asked, pages)
 
     def free(self, pages: list[int], fence: int) -> None:
         before, self._now = pages[:], self._now + 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 
@@ -41,7 +42,7 @@ class WorldShape:
     ``disk`` is the same of the disk; ``adapters`` is the number of adapter names that come and go
     and that requests use; ``blobs`` is the number of names under which agents keep state;
     ``models`` is the number of names of models that agents use beside the world's own, whose
-    weights are replaced now and then.
+    weights are replaced now and then, and of whose KV a page holds ``block_size`` tokens or fewer.
     ``lasting``: a walk takes snapshots, goes on from them in memory that is made anew, and forks
     all agents into a second world."""
 
@@ -115,10 +116,11 @@ class MemoryWorld:
             return
         if self.is_forked and pick % 2:
             agent = agent % AGENTS + AGENTS
-        tokens = self.prompt(agent, kind, pick, length)
-        tokens = tokens[: self.shape.pages * self.shape.block_size]
-        use = self.models.spec(agent) or self.adapters.spec(agent, pick, len(tokens))
-        blocks = -(-len(tokens) // self.shape.block_size) + spare % 3
+        tokens, model = self.prompt(agent, kind, pick, length), self.models.spec(agent)
+        size = self.manager.block_size_of(() if model is None else (model,))
+        tokens = tokens[: self.shape.pages * size]
+        use = model or self.adapters.spec(agent, pick, len(tokens))
+        blocks = -(-len(tokens) // size) + spare % 3
         share = self.shape.pages // 2 if self.open_leases and pick % 2 else None
         packed = np.array(tokens, np.int32).tobytes()
         lease = self.manager.acquire(
@@ -191,12 +193,11 @@ class MemoryWorld:
         a sequence at its end generates."""
         if len(self.flights) == 2:
             self.collect()
-        size = self.shape.block_size
         work = []
         for opened in self.open_leases:
             if not opened.lease.is_ready or not mask >> opened.slot & 1:
                 continue
-            room = opened.lease.num_blocks * size - opened.launched
+            room = opened.lease.num_tokens - opened.launched
             take = min(count, room)
             while len(opened.tokens) < opened.launched + min(take, 1):
                 opened.tokens += self._random_tokens(1)
@@ -456,7 +457,7 @@ class MemoryWorld:
         host = PageReader(bed.host, self.shape.block_size)
         disk = PageReader(bed.disk, self.shape.block_size)
         copying = set(self.copying.values())
-        for segment in descendants(tree.root(TEXT)):
+        for segment in chain.from_iterable(map(descendants, tree.roots(TEXT))):
             if segment.is_partial and segment.device[0] in copying:
                 continue  # a step in flight writes it: right for steps after that one
             tokens, known, start = self.paths.of(segment)
@@ -479,7 +480,7 @@ class MemoryWorld:
         lease = opened.lease
         taken = not set(self.copying.values()).isdisjoint(lease.private[:1])  # a tail, as above
         if lease.copies or taken or any(h is opened for _, ends in self.flights for h, _ in ends):
-            return min(opened.done, opened.lease.num_shared * self.shape.block_size)
+            return min(opened.done, opened.lease.num_shared * opened.lease.block_size)
         return opened.done
 
     def _reader(self, slot: int) -> Int64s:

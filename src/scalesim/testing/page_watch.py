@@ -25,7 +25,7 @@ from scalesim.memory.links.link import WAYS, Copies, Link, LinkAround
 from scalesim.memory.pools.page_access import PageAccess, PoolName
 from scalesim.memory.pools.page_pool import MakePool, Pool
 from scalesim.testing.races import Races, VectorClock, join
-from scalesim.testing.tags import weight_pages
+from scalesim.testing.tags import block_sizes, weight_pages
 
 HOST, COMPUTE = "host", "compute"
 
@@ -118,17 +118,19 @@ class PageWatch:
         writes: set[int] = set()
         starts = batch.positions[batch.query_start[:-1]].tolist()
         ends = (batch.positions[batch.query_start[1:] - 1] + 1).tolist()
-        for row, start, end in zip(batch.rows.tolist(), starts, ends, strict=True):
+        sizes = block_sizes(batch, self._size).tolist()
+        for row, start, end, size in zip(batch.rows.tolist(), starts, ends, sizes, strict=True):
             if row:
-                pages = self._table[row, : -(-end // self._size)]
-                writes.update(pages[start // self._size :].tolist())
+                pages = self._table[row, : -(-end // size)]
+                writes.update(pages[start // size :].tolist())
                 places = np.arange(start, end)
-                written[pages[places // self._size], places % self._size] = True
+                written[pages[places // size], places % size] = True
+                written[pages[start // size :], size:] = True  # nobody reads there
                 reads.update(pages.tolist())
-                self._expect_written(label, row, pages, end)
+                self._expect_written(label, row, pages, end, size)
         for pages in self._attached(batch):
             reads.update(pages.tolist())
-            self._expect_written(label, 0, pages, len(pages) * self._size)
+            self._expect_written(label, 0, pages, len(pages) * self._size, self._size)
         self._touch("device", sorted(writes), COMPUTE, clock, label, is_write=True)
         self._touch("device", sorted(reads - writes), COMPUTE, clock, label, is_write=False)
 
@@ -152,12 +154,12 @@ class PageWatch:
                 found.append(pages)
         return found
 
-    def _expect_written(self, label: str, row: int, pages: Int64s, end: int) -> None:
-        places = self._written["device"][pages].reshape(-1)[:end]
+    def _expect_written(self, label: str, row: int, pages: Int64s, end: int, size: int) -> None:
+        places = self._written["device"][pages, :size].reshape(-1)[:end]
         if not places.all():
             index = int((~places).argmax())
             raise UnwrittenError(
-                f"{label}: row {row}, position {index}: page {pages[index // self._size]} was not "
+                f"{label}: row {row}, position {index}: page {pages[index // size]} was not "
                 "written there since it was handed out"
             )
 

@@ -32,6 +32,7 @@ from scalesim.testing.tags import (
     TagError,
     Tags,
     adapter_pages,
+    block_sizes,
     expected_text,
     mix,
     page_bytes_for,
@@ -132,15 +133,16 @@ class TagRunner:
         counts = np.diff(batch.query_start)
         rows = np.repeat(batch.rows.astype(np.int64), counts)
         positions = batch.positions.astype(np.int64)
-        written = self._places(rows, positions)
+        sizes = block_sizes(batch, self._block_size)
+        written = self._places(rows, positions, np.repeat(sizes, counts))
         if self.verify != "off":
             self._check_writes(rows, positions, written)
             for attached in (batch.adapters, batch.weights):
                 if attached is not None:
                     self._check_attached(batch, attached)
-        self._tags[written] = self._new_tags(batch, counts, positions)
+        self._tags[written] = self._new_tags(batch, counts, positions, sizes)
         contexts = positions[batch.query_start[1:] - 1] + 1
-        lineages, bad = self._attend(batch, readers, contexts)
+        lineages, bad = self._attend(batch, readers, contexts, sizes)
         digests = self._draw(batch, lineages, contexts)
         tokens = (digests % np.uint64(self._vocab_size)).astype(np.int64)
         if self.bad is not None:
@@ -154,10 +156,12 @@ class TagRunner:
         seconds = time.perf_counter() - start
         return StepOutput(batch.step, tokens.astype(np.int32), bad, digests, seconds)
 
-    def _places(self, rows: Int64s, positions: Int64s) -> Int64s:
-        """Indices into the tags of the slots at ``positions`` of ``rows``."""
-        pages = self.table[rows, positions // self._block_size]
-        return pages * self._block_size + positions % self._block_size
+    def _places(self, rows: Int64s, positions: Int64s, sizes: Int64s) -> Int64s:
+        """Indices into the tags of the slots at ``positions`` of ``rows``, in blocks of ``sizes``
+        tokens."""
+        pages = self.table[rows, positions // sizes]
+        places: Int64s = pages * self._block_size + positions % sizes
+        return places
 
     def _check_writes(self, rows: Int64s, positions: Int64s, written: Int64s) -> None:
         unset = (rows != 0) & (written < self._block_size)
@@ -173,13 +177,13 @@ class TagRunner:
                 f"slot {index % self._block_size} of page {index // self._block_size}: 2 writers"
             )
 
-    def _new_tags(self, batch: Batch, counts: Int64s, positions: Int64s) -> Tags:
+    def _new_tags(self, batch: Batch, counts: Int64s, positions: Int64s, sizes: Int64s) -> Tags:
         """The new tags, ``[num_tokens, NUM_FIELDS]``, each chained to the tag before; the first to
         one that is read from its page."""
         first = batch.query_start[:-1]
         before = positions[first] - 1
         rows = batch.rows.astype(np.int64)
-        lineage = self._tags[self._places(rows, np.maximum(before, 0)), LINEAGE]
+        lineage = self._tags[self._places(rows, np.maximum(before, 0), sizes), LINEAGE]
         lineage = np.where(before < 0, np.uint64(0), lineage)
         tokens = self._tokens(batch, counts).astype(np.uint64)
         word = words(tokens, positions.astype(np.uint64))
@@ -236,7 +240,7 @@ class TagRunner:
                     )
 
     def _attend(
-        self, batch: Batch, readers: list[Int64s], contexts: Int64s
+        self, batch: Batch, readers: list[Int64s], contexts: Int64s, sizes: Int64s
     ) -> tuple[UInt64s, Bools]:
         """Read each sequence's context. Returns the lineages, changed by any wrong slot, and
         whether each sequence read a poisoned slot; both ``[num_seqs]``."""
@@ -249,7 +253,7 @@ class TagRunner:
         starts = ends - counts
         owner = np.repeat(np.arange(len(counts)), counts)
         positions = np.arange(ends[-1]) - np.repeat(starts - first, counts)
-        places = self._places(batch.rows.astype(np.int64)[owner], positions)
+        places = self._places(batch.rows.astype(np.int64)[owner], positions, sizes[owner])
         tags = np.ascontiguousarray(self._tags[places].T)
         lineage = tags[LINEAGE]
         tokens = tags[TOKEN]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from scalesim.batch import Batch
 from scalesim.core import Int64s, UInt64s
 
 LINEAGE, POSITION, TOKEN, STEP, CHECK = range(5)
@@ -75,6 +76,21 @@ def adapter_layout(tag: int, num_pages: int) -> int:
     """The layout number under which the tag runner knows an adapter (1 to 255 pages)."""
     assert 0 < num_pages < 256, num_pages
     return tag << 8 | num_pages
+
+
+def model_block_size(tag: int, block_size: int) -> int:
+    """How many tags of the model ``tag`` a page of ``block_size`` tags holds: all, a half or a
+    quarter of these; then the end of the page is unused."""
+    return max(1, block_size >> tag % 3)
+
+
+def block_sizes(batch: Batch, block_size: int) -> Int64s:
+    """How many tags of each sequence a page of ``block_size`` tags holds, ``[num_seqs]``."""
+    sizes = np.full(batch.num_seqs, block_size, np.int64)
+    if batch.weights is not None:
+        for index in batch.weights.rows.nonzero()[0]:
+            sizes[index] = model_block_size(int(batch.weights.layouts[index]) >> 8, block_size)
+    return sizes
 
 
 def weight_runs(tag: int, num_pages: int) -> tuple[int, ...]:

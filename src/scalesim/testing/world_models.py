@@ -7,7 +7,7 @@ from scalesim.memory.lease import AttachmentSpec
 from scalesim.memory.leases.weights import WeightsContent, weights_spec
 from scalesim.testing.contents import adapter_bytes, check_pages, digest_of
 from scalesim.testing.held import FlakySource
-from scalesim.testing.tags import adapter_layout, weight_runs
+from scalesim.testing.tags import adapter_layout, model_block_size, weight_runs
 from scalesim.testing.world_parts import World
 
 
@@ -77,7 +77,8 @@ class WorldModels:
         if agent not in self._used:
             return None
         tag, count = self._added[self._used[agent]]
-        return weights_spec(digest_of(tag), adapter_layout(tag, count))
+        size = model_block_size(tag, self._world.manager.block_size)
+        return weights_spec(digest_of(tag), adapter_layout(tag, count), size)
 
     def check(self) -> None:
         """Check that all pages hold what they should, on each tier, and that the parts on the

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from scalesim.core import Bytes2D
 from scalesim.memory.image import BlockRange, CopiedBlocks, LiveBlocks, MemoryImage
 from scalesim.memory.pools.page_access import ArrayPages
-from scalesim.memory.tree.segment import TOKEN_BYTES
 from scalesim.testing.bed import Bed
 
 
@@ -27,10 +26,9 @@ class WorldSnapshot:
         first = self.num_copied
         found = list(enumerate(self.image.segments))[first : first + count]
         ranges = [BlockRange(index, 0, segment.num_content) for index, segment in found]
-        size = self.image.block_size * TOKEN_BYTES
         self.num_copied += len(ranges)
         pages = ArrayPages(bed.device, bed.host)  # not watched: parts of pages are unwritten
-        self.copied.append(self.live.copy(ranges, pages, bed.store, size))
+        self.copied.append(self.live.copy(ranges, pages, bed.store))
 
     def read(self) -> None:
         """Read what was copied."""

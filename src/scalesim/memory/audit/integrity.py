@@ -77,9 +77,14 @@ def _check_tree(manager: MemoryManager, segments: list[Segment]) -> None:
     for segment in segments:
         parent = segment.parent
         assert parent is not None
+        if segment.block_size != parent.block_size:
+            raise IntegrityError(
+                f"{segment}: blocks of {segment.block_size} tokens, its parent's of "
+                f"{parent.block_size}"
+            )
         size = len(segment.tokens)
         if segment.is_partial:
-            if not (0 < size < tree.block_bytes):
+            if not (0 < size < segment.block_bytes):
                 raise IntegrityError(f"{segment}: a partial block of {size} token bytes")
             if segment not in parent.partials.values():
                 raise IntegrityError(f"{segment}: not the partial block of its key")
@@ -87,10 +92,10 @@ def _check_tree(manager: MemoryManager, segments: list[Segment]) -> None:
                 raise IntegrityError(f"{segment}: a partial block with children")
         else:
             if not segment.is_attachment:
-                whole = segment.num_blocks * tree.block_bytes
+                whole = segment.num_blocks * segment.block_bytes
                 if not (size == whole > 0):
                     raise IntegrityError(f"{segment}: {size} token bytes, {whole} in its blocks")
-            key = segment.tokens[: tree.block_bytes] + segment.mark
+            key = segment.tokens[: segment.block_bytes] + segment.mark
             if parent.children.get(key) is not segment:
                 raise IntegrityError(f"{segment}: not its key's child")
         below = [*segment.children.values(), *segment.partials.values()]

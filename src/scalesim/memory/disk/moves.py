@@ -41,16 +41,16 @@ class DiskMoves:
         return self._disk.pool.num_usable > 0 and self._link.rate("up") > 0.0
 
     @property
-    def takes_more(self) -> bool:
+    def is_writable(self) -> bool:
         """Whether there is a disk that can be written. Also one that is slower than computing is:
         what is read while others compute need not be computed."""
         return self.is_there and self._link.rate("down") > 0.0
 
-    def frees_host_soon(self, blocks: int) -> bool:
+    def frees_host_soon(self, segment: Segment) -> bool:
         """Whether spills under way will make host pages free without loss, so that to wait for them
-        is better than to lose ``blocks`` blocks."""
+        is better than to lose what only the device has of ``segment``."""
         return self._transfers.spilling_pages > 0 and self._load_or_recompute.is_worth_waiting(
-            blocks
+            segment.num_dirty, segment.block_size
         )
 
     def start_spill(self, segment: Segment) -> bool:

@@ -14,26 +14,23 @@ class LoadOrRecompute:
     """Compares the time of a load with the time of a prefill.
 
     Unless it ``weighs``, whatever can be loaded is loaded. A block is ``page_bytes`` on the link,
-    and ``block_size`` tokens in a prefill.
+    and ``block_size`` tokens in a prefill, which differ by model.
     """
 
-    def __init__(
-        self, link: Link, timing: Timing, page_bytes: int, block_size: int, *, weighs: bool
-    ) -> None:
+    def __init__(self, link: Link, timing: Timing, page_bytes: int, *, weighs: bool) -> None:
         self.weighs = weighs
-        self._link, self._timing = link, timing
-        self._page_bytes, self._block_size = page_bytes, block_size
+        self._link, self._timing, self._page_bytes = link, timing, page_bytes
 
-    def rebuild_s(self, blocks: int) -> float:
+    def rebuild_s(self, blocks: int, block_size: int) -> float:
         """Seconds that a prefill of ``blocks`` blocks takes once it has begun; infinite until one
         was measured."""
-        return self._timing.prefill_s(blocks * self._block_size)
+        return self._timing.prefill_s(blocks * block_size)
 
     def load_s(self, blocks: int) -> float:
         """Seconds that ``blocks`` blocks take on the link to the device."""
         return seconds_at(self._link.rate("in"), blocks * self._page_bytes)
 
-    def num_worth_loading(self, blocks: int, needed_s: float = 0.0) -> int:
+    def num_worth_loading(self, blocks: int, block_size: int, needed_s: float = 0.0) -> int:
         """How many of ``blocks`` blocks, from the first on, to load for a request that starts in
         ``needed_s`` seconds.
 
@@ -49,31 +46,33 @@ class LoadOrRecompute:
         if not late_s > 0.0:
             return blocks
         in_time = max(0, int(left_s / block_s))
-        worth_s = max(self._timing.usual_s, self.rebuild_s(blocks - in_time))
+        worth_s = max(self._timing.usual_s, self.rebuild_s(blocks - in_time, block_size))
         return blocks if late_s <= worth_s else in_time
 
-    def is_worth_saving(self, blocks: int) -> bool:
+    def is_worth_saving(self, blocks: int, block_size: int) -> bool:
         """Whether to save ``blocks`` blocks while a request waits for their pages, rather than drop
         them and compute them again later."""
         num_bytes = self._link.queued_bytes("out") + blocks * self._page_bytes
-        return self.is_sooner(num_bytes / self._link.rate("out"), blocks)
+        return self.is_sooner(num_bytes / self._link.rate("out"), blocks, block_size)
 
-    def is_worth_recalling(self, blocks: int, new_blocks: int) -> bool:
+    def is_worth_recalling(self, blocks: int, new_blocks: int, block_size: int) -> bool:
         """Whether to bring ``blocks`` blocks to the device through the host, ``new_blocks`` of
         which are yet to be read from the disk, rather than compute them again: if they are there
         before a prefill of them would be over, or within an iteration of the loop."""
         read_s = self._seconds("up", new_blocks) + blocks * self._page_bytes / self._link.rate("in")
-        return self.is_sooner(read_s, blocks)
+        return self.is_sooner(read_s, blocks, block_size)
 
-    def is_worth_waiting(self, blocks: int) -> bool:
+    def is_worth_waiting(self, blocks: int, block_size: int) -> bool:
         """Whether to wait for the spills under way, and then for a save, rather than drop
         ``blocks`` blocks and compute them again later."""
-        return self.is_sooner(self._seconds("down", 0), blocks)
+        return self.is_sooner(self._seconds("down", 0), blocks, block_size)
 
-    def is_sooner(self, seconds: float, blocks: int) -> bool:
+    def is_sooner(self, seconds: float, blocks: int, block_size: int) -> bool:
         """Whether to wait ``seconds`` for ``blocks`` blocks rather than compute them again: no
         longer than a prefill of them takes, or an iteration of the loop."""
-        return not self.weighs or seconds <= max(self._timing.usual_s, self.rebuild_s(blocks))
+        return not self.weighs or seconds <= max(
+            self._timing.usual_s, self.rebuild_s(blocks, block_size)
+        )
 
     def _seconds(self, direction: Direction, blocks: int) -> float:
         """Seconds until ``blocks`` blocks more have been copied; infinite where that is not

@@ -139,7 +139,7 @@ class Admission:
             found.num_shared,
             private,
             self.table.allocate(),
-            num_cached=found.num_shared * self.residency.tree.block_size,
+            num_cached=found.num_shared * end.block_size,
             num_host_blocks=found.num_to_load + found.num_attachment_pages,
             num_waited_blocks=found.num_shared - num_ready,
             branch=found.branch,
@@ -159,9 +159,7 @@ class Admission:
         return lease
 
     def _write_row(self, lease: Lease, chain: list[Segment]) -> None:
-        pages: list[int] = []
-        for segment in chain:
-            pages += segment.device
+        pages = [page for segment in chain for page in segment.device]
         assert len(pages) == lease.num_shared, (len(pages), lease.num_shared)
         self.table.write(lease.row, 0, pages + lease.private)
 

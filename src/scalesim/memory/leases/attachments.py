@@ -88,6 +88,12 @@ class Attachments:
         return len(self._rows)
 
 
+def block_size_of(specs: Iterable[AttachmentSpec], own: int) -> int:
+    """How many tokens of KV that is computed with ``specs`` a page holds: those of the model beside
+    the engine's own, or ``own``."""
+    return next((spec.block_size for spec in specs if spec.kind == WEIGHTS), own)
+
+
 def branch_of(specs: Sequence[AttachmentSpec], salt: bytes, block_size: int) -> Branch | None:
     """Where the path of a request with these attachments and this salt branches off that of the
     same tokens without them: with a salt, or on a model beside the engine's own, at the first

@@ -29,7 +29,6 @@ class LookupAccounts:
     misses: Misses
     planner: Planner
     queue: PrefetchQueue
-    block_size: int
 
     def record(self, lease: Lease, found: PrefixMatch, chain: list[Segment]) -> None:
         """Record the lookup ``found`` and the lease made of it; ``chain`` is the path of the
@@ -50,7 +49,7 @@ class LookupAccounts:
         counters.host_blocks += found.num_to_load
         counters.disk_blocks += found.num_to_recall
         counters.late_blocks += waited - found.num_to_load
-        counters.computed_blocks += -(-found.num_tokens // self.block_size) - lease.num_shared
+        counters.computed_blocks += -(-found.num_tokens // lease.block_size) - lease.num_shared
         counters.spared_blocks += spared
         if lease.agent is not None:
             self._record_agent(lease.agent, lease, found, end, spared)

@@ -47,7 +47,7 @@ class PartialBlocks:
         since a request computes at least one."""
         if not end.partials:
             return None
-        last_tokens = tokens[num_blocks * self._tree.block_bytes : len(tokens) - TOKEN_BYTES]
+        last_tokens = tokens[num_blocks * end.block_bytes : len(tokens) - TOKEN_BYTES]
         mark = branch.mark if branch is not None and branch.block == num_blocks else b""
         own = None if agent is None else end.partials.get(agent)
         candidates = [own] if own is not None else list(end.partials.values())[:_MAX_TRIED]

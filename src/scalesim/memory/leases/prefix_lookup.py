@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from scalesim.memory.lease import AttachmentSpec
-from scalesim.memory.leases.attachments import Attachments, branch_of, missing_of
+from scalesim.memory.leases.attachments import Attachments, block_size_of, branch_of, missing_of
 from scalesim.memory.leases.paths import (
     Path,
     above_disk,
@@ -48,7 +48,8 @@ class PrefixLookup:
     ) -> PrefixMatch:
         """What a request for ``num_blocks`` blocks in all would use; without ``recall``, nothing
         that is on the disk only. Raises ``AttachmentError`` for an attachment that is not there."""
-        size, root = self._tree.block_size, self._tree.root(TEXT)
+        size = block_size_of(specs, self._tree.block_size)
+        root = self._tree.root(TEXT, block_size=size)
         num_tokens = len(tokens) // TOKEN_BYTES
         branch = branch_of(specs, salt, size)
         path = usable(self._tree.match(root, tokens, (num_tokens - 1) // size, branch))
@@ -76,13 +77,14 @@ class PrefixLookup:
         on_disk = sum(count - min(count, above_disk(segment)) for segment, count in path)
         if on_disk:
             recall = recall and self._disk.is_there
-            if recall and worth.is_worth_recalling(on_disk, num_disk_only(path)):
+            if recall and worth.is_worth_recalling(on_disk, num_disk_only(path), root.block_size):
                 return None, path
             end = self.cut(path, root)
             path = path_to(end, above_disk)
         missing = num_missing(path)
         to_come = sum(segment.num_blocks - segment.device.valid for segment in attached)
-        if missing and worth.num_worth_loading(missing, worth.load_s(to_come)) < missing:
+        needed_s = worth.load_s(to_come)
+        if missing and worth.num_worth_loading(missing, root.block_size, needed_s) < missing:
             end = end or self.cut(path, root)
             path = path_to(end, on_device)
         return end, path

@@ -18,7 +18,7 @@ from scalesim.memory.leases.waiters import LoadWaiters
 from scalesim.memory.misses import Misses
 from scalesim.memory.owners import Owners
 from scalesim.memory.residency import Residency
-from scalesim.memory.tree.prefix_tree import num_unbranched
+from scalesim.memory.tree.branches import child_key, num_unbranched
 from scalesim.memory.tree.segment import TOKEN_BYTES, Segment
 from scalesim.memory.tree.walk import lineage
 
@@ -41,12 +41,11 @@ class Releases:
     def commit(self, lease: Lease, tokens: bytes, num_tokens: int) -> None:
         """See ``MemoryManager.commit``."""
         self.partial_blocks.unpin_copied(lease)
-        tree, branch = self.residency.tree, lease.branch
-        stop = min(num_tokens // tree.block_size, lease.num_blocks)
-        size = tree.block_bytes
+        branch, size = lease.branch, lease.end.block_bytes
+        stop = min(num_tokens // lease.block_size, lease.num_blocks)
         while (start := lease.num_shared) < stop:
             count = num_unbranched(start, stop, branch)
-            child = lease.end.children.get(tree.key(tokens, start, branch))
+            child = lease.end.children.get(child_key(lease.end, tokens, start, branch))
             if child is not None:
                 if not self._join(lease, child, tokens, start + count):
                     return  # being loaded: these blocks stay private until the next commit
@@ -97,7 +96,7 @@ class Releases:
         if not lease.is_ready:
             self.waiters.abort(lease)
         if lease.copies:  # never launched, so the private page lacks the copied tokens
-            num_tokens = min(num_tokens, lease.num_shared * self.residency.tree.block_size)
+            num_tokens = min(num_tokens, lease.num_shared * lease.block_size)
         self.commit(lease, tokens, num_tokens)
         self._keep_partial_block(lease, tokens, num_tokens)
         self._free_private(lease)
@@ -113,12 +112,10 @@ class Releases:
 
     def _keep_partial_block(self, lease: Lease, tokens: bytes, num_tokens: int) -> None:
         """Keep the sound tokens that do not fill a block as the agent's partial block."""
-        size = self.residency.tree.block_bytes
+        size, agent = lease.end.block_bytes, lease.agent
         last_tokens = tokens[lease.num_shared * size : num_tokens * TOKEN_BYTES]
-        agent = lease.agent
-        if agent is None or agent.is_forgotten:
-            return
-        if 0 < len(last_tokens) < size and not lease.end.is_root:
+        has_owner = agent is not None and not agent.is_forgotten
+        if has_owner and 0 < len(last_tokens) < size and not lease.end.is_root:
             self.partial_blocks.keep(lease, last_tokens)
 
     def _free_private(self, lease: Lease) -> None:

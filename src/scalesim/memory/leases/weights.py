@@ -24,10 +24,10 @@ from scalesim.memory.tree.segment import Segment
 _ROOT = "weights"
 
 
-def weights_spec(digest: bytes, number: int) -> AttachmentSpec:
+def weights_spec(digest: bytes, number: int, block_size: int) -> AttachmentSpec:
     """The weights of a model as an attachment of a request; ``number`` is the runner's of the
-    model."""
-    return AttachmentSpec(WEIGHTS, digest, number)
+    model, of whose KV a page holds ``block_size`` tokens."""
+    return AttachmentSpec(WEIGHTS, digest, number, block_size=block_size)
 
 
 @dataclass(frozen=True, slots=True)

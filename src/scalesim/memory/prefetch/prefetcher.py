@@ -138,7 +138,8 @@ class Prefetcher:
         rule = self.residency.load_or_recompute
         fixed = sum(blocks for segment, blocks in wanted if segment.is_attachment)
         count = sum(blocks for _, blocks in wanted) - fixed
-        return fixed + rule.num_worth_loading(count, max(starts_in_s, rule.load_s(fixed)))
+        size = max(segment.block_size for segment, _ in wanted)
+        return fixed + rule.num_worth_loading(count, size, max(starts_in_s, rule.load_s(fixed)))
 
     def start(
         self, agent: AgentState, wanted: list[tuple[Segment, int]], pages: list[int] | None

@@ -67,7 +67,8 @@ class Stages:
                 if self._is_busy():
                     self.is_busy = True
                     return
-                if agent in first and not rule.is_sooner(late_s, count):
+                size = wanted[0][0].block_size
+                if agent in first and not rule.is_sooner(late_s, count, size):
                     passed.append(agent)  # it computes instead
                     continue
                 if not self._disk.start_stage(wanted, agent.known_next_use()):
@@ -85,7 +86,7 @@ class Stages:
             target = residency.host.num_usable
         if not target or residency.host.num_free + ranking.num_clean >= target:
             return
-        if not self._disk.takes_more:
+        if not self._disk.is_writable:
             return
         while (
             residency.host.num_free + ranking.num_clean + residency.transfers.spilling_pages

@@ -26,6 +26,21 @@ def salted(branch: Branch | None, salt: bytes, weights: bytes) -> Branch | None:
     return Branch(0, _SALTED + salt + branch.block.to_bytes(8, "little") + branch.mark)
 
 
+def child_key(parent: Segment, tokens: bytes, block: int, branch: Branch | None) -> bytes:
+    """The key under ``parent`` of a child that begins with block ``block`` of ``tokens``."""
+    size = parent.block_bytes
+    first = tokens[block * size : (block + 1) * size]
+    return first + branch.mark if branch is not None and branch.block == block else first
+
+
+def num_unbranched(start: int, end: int, branch: Branch | None) -> int:
+    """The number of blocks from ``start`` on, before ``end``, that lie on one side of the branch
+    and so can be in one segment."""
+    if branch is None or start >= branch.block:
+        return end - start
+    return min(end, branch.block) - start
+
+
 def digest_in(mark: bytes) -> bytes:
     """The digest of the adapter in a mark. What a salted mark without an adapter has there is no
     adapter's digest."""

@@ -2,8 +2,9 @@
 are segments.
 
 A child is found by the exact tokens of its first block, so a match never depends on a hash. Each
-kind of state has a root of its own: the KV of text, and each kind of attachment. This file changes
-structure only (match, insert, split, merge, remove); ``Residency`` moves the pages.
+kind of state has a root of its own: each kind of attachment, and the KV of text for each number of
+tokens that a page holds. This file changes structure only (match, insert, split, merge, remove);
+``Residency`` moves the pages.
 """
 
 from __future__ import annotations
@@ -11,42 +12,43 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from scalesim.core import AgentId
-from scalesim.memory.tree.branches import Branches
+from scalesim.memory.tree.branches import Branches, child_key, num_unbranched
 from scalesim.memory.tree.run import Loss
-from scalesim.memory.tree.segment import TOKEN_BYTES, Branch, Segment
+from scalesim.memory.tree.segment import Branch, Segment
+from scalesim.memory.tree.walk import descendants
 
 TEXT = "text"
 """The root of KV: prompts and the tokens generated after them."""
 
 
 class PrefixTree:
-    """Segments of ``block_size`` tokens a block. Token strings are little-endian int32
-    ``bytes``."""
+    """Segments of ``block_size`` tokens a block, unless their root was made with another number.
+    Token strings are little-endian int32 ``bytes``."""
 
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
-        self.block_bytes = block_size * TOKEN_BYTES
         self.num_segments = 0
-        self._roots: dict[str, Segment] = {}
+        self._roots: dict[tuple[str, int], Segment] = {}
         self.branches = Branches()
         self._seq = 0
 
-    def root(self, kind: str, loss: Loss = "recompute") -> Segment:
-        """The root of a kind of state; made when it is first asked for, with this ``loss``."""
-        root = self._roots.get(kind)
-        if root is None:
-            root = self._roots[kind] = Segment(None, b"", 0, self._next_seq(), loss=loss)
-        return root
+    def root(self, kind: str, loss: Loss = "recompute", block_size: int | None = None) -> Segment:
+        """The root of a kind of state in blocks of ``block_size`` tokens (``None``: the tree's);
+        made when it is first asked for, with this ``loss``."""
+        size = self.block_size if block_size is None else block_size
+        if (kind, size) not in self._roots:
+            root = Segment(None, b"", 0, self._next_seq(), loss=loss, block_size=size)
+            self._roots[kind, size] = root
+        return self._roots[kind, size]
+
+    def roots(self, kind: str) -> list[Segment]:
+        """All roots of a kind of state."""
+        return [root for (known, _), root in self._roots.items() if known == kind]
 
     def __iter__(self) -> Iterator[Segment]:
         """All segments without the roots, parents before children."""
-        stack = list(self._roots.values())
-        while stack:
-            segment = stack.pop()
-            if not segment.is_root:
-                yield segment
-            stack.extend(segment.children.values())
-            stack.extend(segment.partials.values())
+        for root in [*self._roots.values()]:
+            yield from descendants(root)
 
     def match(
         self, root: Segment, tokens: bytes, max_blocks: int, branch: Branch | None = None
@@ -60,7 +62,7 @@ class PrefixTree:
         path: list[tuple[Segment, int]] = []
         node, start = root, 0
         while start < max_blocks:
-            child = node.children.get(self.key(tokens, start, branch))
+            child = node.children.get(child_key(root, tokens, start, branch))
             if child is None:
                 break
             limit = num_unbranched(start, max_blocks, branch)
@@ -71,26 +73,18 @@ class PrefixTree:
             node, start = child, start + count
         return path
 
-    def key(self, tokens: bytes, block: int, branch: Branch | None) -> bytes:
-        """The key of a child that begins with block ``block`` of ``tokens``."""
-        offset = block * self.block_bytes
-        first = tokens[offset : offset + self.block_bytes]
-        return first + branch.mark if branch is not None and branch.block == block else first
-
     def common_blocks(self, segment: Segment, tokens: bytes, start: int, limit: int) -> int:
         """The number of leading blocks of ``segment`` that equal ``tokens`` from block ``start``
         on, at most ``limit``."""
-        size = self.block_bytes
+        size = segment.block_bytes
         offset = start * size
         low, high = 0, min(limit, segment.num_blocks)
         if segment.tokens[: high * size] == tokens[offset : offset + high * size]:
             return high
         while low < high - 1:  # blocks below low are equal; one of low … high - 1 differs
             middle = (low + high) // 2
-            if (
-                segment.tokens[low * size : middle * size]
-                == tokens[offset + low * size : offset + middle * size]
-            ):
+            first, end = low * size, middle * size
+            if segment.tokens[first:end] == tokens[offset + first : offset + end]:
                 low = middle
             else:
                 high = middle
@@ -99,7 +93,7 @@ class PrefixTree:
     def insert(self, parent: Segment, tokens: bytes, mark: bytes = b"") -> Segment:
         """Add a child of full blocks. No child of ``parent`` may begin with the same block and
         mark."""
-        count = len(tokens) // self.block_bytes
+        count = len(tokens) // parent.block_bytes
         child = Segment(parent, tokens, count, self._next_seq(), mark=mark)
         key = self._key(child)
         assert key not in parent.children and child.num_blocks > 0
@@ -120,7 +114,7 @@ class PrefixTree:
         self, parent: Segment, tokens: bytes, agent: AgentId, mark: bytes = b""
     ) -> Segment:
         """Add a partial block of ``agent`` under ``parent``."""
-        assert 0 < len(tokens) < self.block_bytes
+        assert 0 < len(tokens) < parent.block_bytes
         partial = Segment(parent, tokens, 1, self._next_seq(), mark=mark)
         parent.adopt_partial(partial, agent)
         self.branches.note(partial)
@@ -134,7 +128,7 @@ class PrefixTree:
         parent = segment.parent
         assert parent is not None, segment
         self.branches.forget(segment)
-        upper = segment.divide(count, self.block_bytes, self._next_seq())
+        upper = segment.divide(count, self._next_seq())
         self.branches.note(upper)
         parent.adopt(upper, self._key(upper))
         upper.adopt(segment, self._key(segment))
@@ -182,22 +176,9 @@ class PrefixTree:
         self.num_segments -= 1
         return parent
 
-    def shorten(self, segment: Segment, count: int) -> None:
-        """Forget the blocks of ``segment`` from ``count`` on. They have no pages, and the segment
-        has no children."""
-        segment.shorten(count, self.block_bytes)
-
     def _key(self, segment: Segment) -> bytes:
-        return segment.tokens[: self.block_bytes] + segment.mark
+        return segment.tokens[: segment.block_bytes] + segment.mark
 
     def _next_seq(self) -> int:
         self._seq += 1
         return self._seq
-
-
-def num_unbranched(start: int, end: int, branch: Branch | None) -> int:
-    """The number of blocks from ``start`` on, before ``end``, that lie on one side of the branch
-    and so can be in one segment."""
-    if branch is None or start >= branch.block:
-        return end - start
-    return min(end, branch.block) - start

@@ -51,12 +51,13 @@ class Segment:
     of each child to the child; ``partials`` maps an agent to its partial block that continues this
     segment. A partial block has no children and is never saved. ``mark`` is set where a ``Branch``
     begins at this segment. ``source`` gives the content of an attachment, which has no tokens: an
-    attachment stays in the tree without pages, and is read again when it is needed. ``loss`` is
-    that of the segment's root. ``runs``: the parts of an attachment that each lie on consecutive
-    device pages. ``failed_saves`` also counts reads from ``source`` to the host.
+    attachment stays in the tree without pages, and is read again when it is needed. ``loss`` and
+    ``block_size`` (tokens) are the root's. ``runs``: the parts of an attachment that each lie on
+    consecutive device pages. ``failed_saves`` also counts reads from ``source`` to the host.
     """
 
     __slots__ = (
+        "block_size",
         "children",
         "content_children",
         "device",
@@ -91,9 +92,11 @@ class Segment:
         *,
         mark: bytes = b"",
         loss: Loss = "recompute",
+        block_size: int = 0,
     ) -> None:
         self.parent = parent
         self.loss: Loss = loss if parent is None else parent.loss
+        self.block_size: int = block_size if parent is None else parent.block_size
         self.tokens = tokens
         self.num_blocks = num_blocks
         self.seq = seq
@@ -116,6 +119,11 @@ class Segment:
         self.content_children = 0  # children and partial blocks with pages on any tier
         self.failed_saves = 0
         self.prefetched = 0  # blocks that were prefetched and not yet used
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of the tokens of a block."""
+        return self.block_size * TOKEN_BYTES
 
     @property
     def is_root(self) -> bool:
@@ -242,20 +250,20 @@ class Segment:
         self.tokens += tokens
         self.num_blocks += num_blocks
 
-    def shorten(self, count: int, block_bytes: int) -> None:
+    def shorten(self, count: int) -> None:
         """Forget the blocks from ``count`` on. They have no pages, and the segment has no
         children."""
         assert not self.content_children and not self.children and not self.partials, self
         assert max(len(self.device), len(self.host), len(self.disk)) <= count, self
         self.num_blocks = count
-        self.tokens = self.tokens[: count * block_bytes]
+        self.tokens = self.tokens[: count * self.block_bytes]
 
-    def divide(self, count: int, block_bytes: int, seq: int) -> Segment:
+    def divide(self, count: int, seq: int) -> Segment:
         """Move the first ``count`` blocks to a new segment, which becomes the parent, and return
         it. The caller links both into the tree. Pins and owners are copied to the new segment;
         pages, and copies under way, are divided."""
         assert 0 < count < self.num_blocks and self.parent is not None, (self, count)
-        cut = count * block_bytes
+        cut = count * self.block_bytes
         upper = Segment(self.parent, self.tokens[:cut], count, seq, mark=self.mark)
         upper.pins, upper.num_hits = self.pins, self.num_hits
         upper.last_use, upper.last_seq = self.last_use, self.last_seq

@@ -172,7 +172,7 @@ class CudaRunner:
                 seqs = num_decodes + 1
                 samples = self._pad(seqs)
                 tokens = self._pad(count)
-                self._run_padding(StepShape(tokens, seqs, num_decodes, samples, 0))
+                self._run_padding(StepShape(tokens, seqs, num_decodes, samples))
         if isinstance(self._model.config, ModelConfig):  # others take no adapters
             self._directory.reserve()
             for groups in sorted({1, self._max_num_seqs}):
