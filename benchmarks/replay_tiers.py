@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> Report:
     for name, (field, values) in CURVES.items() if options.plots is not None else ():
         if options.only is None or options.only in name:
             some = values[::3] if options.quick else values
-            points = {str(value): replace(CURVE, **{field: value}) for value in some}
+            points = {shown(value): replace(CURVE, **{field: value}) for value in some}
             few = (8, 1) if options.quick else (CURVE_AGENTS, CURVE_RUNNING)
             curve(report, options.plots, name, points, *few, options.seed)
     return report
@@ -193,6 +193,12 @@ def judge(report: Report, what: str, found: Found) -> None:
 
 # -- the curves ---------------------------------------------------------------------------------
 
+
+def shown(value: str | float) -> str:
+    """A share of the host, or a rate of the disk, at its axis."""
+    return f"{value}/s" if isinstance(value, str) else f"{value:.0%}"
+
+
 MEASURES: dict[str, Callable[[Outcome], float]] = {
     "turns/s": lambda one: one.turns_per_s,
     "slot to first token, p95, s": lambda one: one.from_slot_s[1],
@@ -229,9 +235,11 @@ def curve(
             for arm in CURVE_ARMS:
                 values = [get(one.arms[arm]) for one in found.values()]
                 axis.plot(list(found), values, "o-", label=name_of(*arm))
-            axis.set(xlabel=name, ylabel=what, ylim=(0, None))
+            axis.set(xlabel=name, ylabel=what)
         roofs = [one.roof.turns_per_s for one in found.values()]
         axes[0].plot(list(found), roofs, "k:", label="roof")
         axes[0].legend(fontsize=8)
+        for axis in axes:
+            axis.set_ylim(0, None)
 
     save_svg(folder / f"replay-tiers-{name.replace(' ', '-')}.svg", (9, 3.2), draw, len(MEASURES))
