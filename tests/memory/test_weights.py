@@ -319,7 +319,7 @@ def test_weights_come_in_parts_where_there_is_no_room_for_all() -> None:
     walk.check()
 
 
-def test_weights_wait_for_no_more_pages_than_saves_will_free() -> None:
+def test_weights_without_time_wait_for_no_more_pages_than_saves_will_free() -> None:
     """A page of KV that is used last is being saved, and three pages are missing: two leave now, so
     that a part of the weights is loaded at once; the third is the saved one."""
     walk = Walk(0, "deadline", pages=9, host=24)
@@ -337,6 +337,10 @@ def test_weights_wait_for_no_more_pages_than_saves_will_free() -> None:
     weights = memory.weights.segment(walk.contents[1].digest)
     memory.hint([(1, 1.0), ("near", 5.0), ("far", 7.0)])
     memory.residency.start_save(far)
+    memory.timing.tick_s = 10.0
+    memory.plan(0.0)
+    assert not len(weights.device), "there is time to wait"
+    memory.timing.tick_s = 0.1
     memory.plan(0.0)
     assert [len(kv.device) for kv in (weights, near, far)] == [2, 2, 1]
     settle(walk)

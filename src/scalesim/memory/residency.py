@@ -170,21 +170,23 @@ class Residency:
             next_use = ranking.next_use(victim)
             if ahead_of is not None and not ranking.may_displace(ahead_of, next_use):
                 return False
-            wanted = missing - self._worth_waiting_for(next_use, missing, ahead_of is not None)
+            ahead = None if ahead_of is None else count
+            wanted = missing - self._worth_waiting_for(next_use, missing, ahead)
             if wanted <= 0 or not self._evict(victim, next_use, wanted):
                 return False
         return True
 
-    def _worth_waiting_for(self, next_use: NextUse, missing: int, is_ahead: bool) -> int:
+    def _worth_waiting_for(self, next_use: NextUse, missing: int, ahead: int | None) -> int:
         """For how many of the ``missing`` pages to wait for saves rather than evict what has
         ``next_use``.
 
-        A load ahead has time, and waits for all that is saved and used later, with the path above
-        it: until then neither can leave. A request waits for pages that suffice, if what would
+        A load of ``ahead`` pages waits while something is saved that is used later: until then
+        neither that nor the path above it can leave. Where a tick is too short to wait, the load
+        waits for no more pages than these. A request waits for pages that suffice, if what would
         leave for it is needed at the next move of the clock.
         """
         ranking, now = self.ranking, self.timing.now
-        if not is_ahead:
+        if ahead is None:
             is_soon = next_use.distance(now) < 1.5 * self.timing.move
             return missing if is_soon and self.transfers.saving_pages >= missing else 0
         saves = (each for each in self.transfers.values() if each.purpose == "save")
@@ -195,7 +197,16 @@ class Residency:
             ):
                 later.add(node)
                 node = node.parent
+        if later and self._has_time(ahead):
+            return missing
         return sum(len(segment.device) for segment in later)
+
+    def _has_time(self, count: int) -> bool:
+        """Whether a load of ``count`` pages ends within a tick though it waits for a save: both are
+        started and found finished only once an iteration."""
+        timing, num_bytes = self.timing, self.link.queued_bytes("in") + count * self.page_bytes
+        load_s = num_bytes / self.link.rate("in") + 4.0 * timing.iteration_s
+        return timing.tick_s is None or load_s < timing.tick_s
 
     def _evict(self, segment: Segment, next_use: NextUse, wanted: int) -> bool:
         """Free about ``wanted`` pages from the end of ``segment``, or start to save the segment
