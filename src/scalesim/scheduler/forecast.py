@@ -9,8 +9,21 @@ from __future__ import annotations
 from functools import cached_property
 
 from scalesim.core import AgentId, Int64s
+from scalesim.memory.manager import MemoryManager
 from scalesim.scheduler.queue import RequestQueue
 from scalesim.scheduler.slots import Slots
+
+MAX_READ_AHEAD = 256  # requests, each of which the planner looks at in every iteration
+
+
+def num_read_ahead(queue: RequestQueue, memory: MemoryManager) -> int:
+    """For how many requests in line, in the order of service, the disk may read ahead: as many as
+    the first in line would be in the pages that ``memory`` has for that."""
+    first, num_pages = next(iter(queue.line), None), memory.read_ahead_pages
+    if first is None or not num_pages:
+        return 0
+    num_blocks = -(-len(first.tokens) // memory.block_size_of(first.attachments))
+    return min(MAX_READ_AHEAD, num_pages // num_blocks)
 
 
 class QueueForecast:
@@ -18,10 +31,10 @@ class QueueForecast:
     length. ``upcoming`` has the position of each agent's oldest request in the queue, as far as
     the queue tells positions apart."""
 
-    def __init__(self, slots: Slots, queue: RequestQueue) -> None:
+    def __init__(self, slots: Slots, queue: RequestQueue, memory: MemoryManager) -> None:
         self._slots = slots
         self.num_waiting = len(queue)
-        upcoming = queue.upcoming()
+        upcoming = queue.upcoming(num_read_ahead(queue, memory))
         self._num_seen = len(upcoming)
         self.upcoming: dict[AgentId, int] = {}
         for position, sequence in enumerate(upcoming):

@@ -65,7 +65,7 @@ class Scheduler:
 
     @property
     def forecast(self) -> QueueForecast:
-        return QueueForecast(self.slots, self.queue)
+        return QueueForecast(self.slots, self.queue, self.memory)
 
     @property
     def has_work(self) -> bool:
