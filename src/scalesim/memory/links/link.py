@@ -16,6 +16,7 @@ from typing import Generic, Literal, Protocol, TypeVar
 
 from scalesim.core import Bytes2D, Fence, TierName
 from scalesim.errors import ScaleSimError
+from scalesim.memory.pools.page_pool import paired_runs
 
 Direction = Literal["in", "out", "up", "down"]
 """``"in"`` from host to device, ``"out"`` from device to host; ``"up"`` from disk to host,
@@ -88,18 +89,7 @@ class Copies:
             sides = self.device_pages, self.host_pages
         else:
             sides = self.host_pages, self.disk_pages
-        found: list[tuple[int, int, int]] = []
-        first, lower_first, count = 0, 0, 0
-        for upper, lower in zip(*sides, strict=True):
-            if count and upper == first + count and lower == lower_first + count:
-                count += 1
-                continue
-            if count:
-                found.append((first, lower_first, count))
-            first, lower_first, count = upper, lower, 1
-        if count:
-            found.append((first, lower_first, count))
-        return found
+        return paired_runs(*sides)
 
 
 class Link(Protocol):

@@ -9,6 +9,7 @@ import numpy as np
 
 from scalesim.core import Bytes2D
 from scalesim.device.streams import Device, Event
+from scalesim.memory.pools.page_pool import paired_runs
 
 PoolName = Literal["device", "host"]
 
@@ -40,19 +41,6 @@ class PageAccess(Protocol):
         Whatever is given to the device afterwards, here, to a link or to a runner, finds them
         copied."""
         ...
-
-
-def pieces(sources: Sequence[int], targets: Sequence[int]) -> list[tuple[int, int, int]]:
-    """(target, source, count) of each run of pages that is consecutive on both sides."""
-    found: list[tuple[int, int, int]] = []
-    for source, target in zip(sources, targets, strict=True):
-        if found:
-            first, origin, count = found[-1]
-            if (target, source) == (first + count, origin + count):
-                found[-1] = first, origin, count + 1
-                continue
-        found.append((target, source, 1))
-    return found
 
 
 class ArrayPages:
@@ -110,7 +98,7 @@ class TensorPages:
             self._pages[pages[-1], 0].item()  # written once this is read
 
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        self._compute.copy_rows(self._pages, self._pages, pieces(sources, targets))
+        self._compute.copy_rows(self._pages, self._pages, paired_runs(targets, sources))
         self._moved = self._compute.record()
         for stream in self._links:
             stream.wait(self._moved)

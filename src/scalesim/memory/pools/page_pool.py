@@ -229,3 +229,19 @@ def runs(pages: Sequence[int]) -> list[tuple[int, int]]:
     if end > start:
         found.append((start, end))
     return found
+
+
+def paired_runs(pages: Sequence[int], others: Sequence[int]) -> list[tuple[int, int, int]]:
+    """(page, other page, count) of each run of pairs that is consecutive on both sides."""
+    found: list[tuple[int, int, int]] = []
+    first, other_first, count = 0, 0, 0
+    for page, other in zip(pages, others, strict=True):
+        if count and page == first + count and other == other_first + count:
+            count += 1
+            continue
+        if count:
+            found.append((first, other_first, count))
+        first, other_first, count = page, other, 1
+    if count:
+        found.append((first, other_first, count))
+    return found
