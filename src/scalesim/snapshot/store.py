@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from scalesim.checks import is_url, path_of
+from scalesim.checks import is_url, place_of
 from scalesim.errors import SnapshotError
 from scalesim.snapshot.folder import Folder
 from scalesim.snapshot.objects import Objects
@@ -71,4 +71,4 @@ def store_at(path: object) -> SnapshotStore:
     ``SnapshotError``."""
     if isinstance(path, str) and is_url(path):
         return Objects(path)
-    return Folder(path_of("path", path, SnapshotError).expanduser().absolute())
+    return Folder(place_of("path", path, SnapshotError))
