@@ -174,13 +174,16 @@ class Prefetcher:
 
     def blocks_on_host_only(self, agent: AgentState) -> list[tuple[Segment, int]]:
         """The blocks of ``agent``'s paths that are on the host only: (segment, number of blocks),
-        parents first, the most reused path first."""
+        parents first, the most reused path first. What lies below a block that is on its way to
+        the device, such as that of a prefix that several agents share, need not wait for it."""
         parts: dict[Segment, int] = {}
         ranking = self.residency.ranking
         for end in sorted(agent.paths, key=lambda path: -agent.paths[path]):
             for segment in reversed(lineage(end)):
-                if segment.device.transfer is not None or ranking.unlikely_to_return(segment):
+                if ranking.unlikely_to_return(segment):
                     break
+                if segment.device.transfer is not None and segment.num_missing:
+                    break  # one load of a segment after the other
                 if segment.source is not None and segment.host.valid < segment.num_blocks:
                     break  # an attachment is loaded whole, or read from its source
                 blocks = segment.host.valid - len(segment.device)
