@@ -184,6 +184,11 @@ def path_of(name: str, value: object, error: Error = RequestError) -> Path:
     return path
 
 
+def place_of(name: str, value: object, error: Error = RequestError) -> str | Path:
+    """``path_of``, or a URL as it is. Whether anything is there is not checked."""
+    return value if isinstance(value, str) and is_url(value) else path_of(name, value, error)
+
+
 def is_url(place: str) -> bool:
     """Whether ``place`` names a store by URL, and is no path."""
     return "://" in place
