@@ -49,7 +49,7 @@ class AdapterFolders(StateKind):
         )  # fmt: skip
         return AdapterContent(
             form.digest, layout, len(rows), invocation_tokens, source, rows,
-            self._plain(layout, invocation_tokens),
+            self._plain(layout, invocation_tokens), form.origin,
         )  # fmt: skip
 
     def form(self, value: Any) -> Any:
@@ -91,7 +91,8 @@ class AdapterFolders(StateKind):
         own = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
         pages = pack(layout, own, self.dtype)
         digest = self.identity((content.layout, content.invocation_tokens), pages)
-        return replace(content, digest=digest, source=InMemorySource(pages), pages=pages)
+        source = InMemorySource(pages)
+        return replace(content, digest=digest, source=source, pages=pages, origin=None)
 
     def rebuilt(self, form: Any, pages: Bytes2D) -> AdapterContent:
         """The adapter of the plain ``form`` of a content, on ``pages``, which stay in host memory.
