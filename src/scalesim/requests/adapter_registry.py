@@ -85,19 +85,19 @@ class AdapterRegistry(Bindings[HomedAdapter]):
         """
         self._check()
         name = text("adapter name", name, AdapterError, empty=False)
-        place_of("path", path, AdapterError)
+        place = place_of("path", path, AdapterError)
         flag("replace", replace, AdapterError)
         home = self._home_of(model)
         if home.read is None:
             raise AdapterError("this engine's parts have no reader of adapters (read_adapter)")
-        content = home.own(home.read(path))
+        content = home.own(home.read(place))
         with self._lock:
             if name in self and not replace and self.known(name).key[0] != content.digest:
                 raise AdapterError(
                     f"adapter name {name!r} has other content, from "
                     f"{self._origin(name).path or 'update()'}; remove it, or give replace=True"
                 )
-            self._settle(name, home, content, _Origin(str(path), model))
+            self._settle(name, home, content, _Origin(str(place), model))
         return Adapter(self, name)
 
     def update(self, name: str, tensors: Mapping[str, Any]) -> None:
@@ -190,8 +190,8 @@ class AdapterRegistry(Bindings[HomedAdapter]):
             if not adapter.is_of(self):
                 raise AdapterError(f"{adapter!r} is another engine's; add it to this one")
             return adapter.name
-        name = str(place_of("adapter", adapter, AdapterError))
-        if name not in self:
+        place_of("adapter", adapter, AdapterError)
+        if (name := str(adapter)) not in self:
             self.add(name, adapter, model=model)
         return name
 

@@ -70,4 +70,4 @@ def store_at(path: object) -> SnapshotStore:
     """The store that a user calls ``path``: a path, or a URL as fsspec understands it. Raises
     ``SnapshotError``."""
     place = place_of("path", path, SnapshotError)
-    return Objects(place) if isinstance(place, str) else Folder(place.expanduser().absolute())
+    return Objects(place) if isinstance(place, str) else Folder(place)
