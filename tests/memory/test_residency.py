@@ -200,6 +200,9 @@ class Forecast:
         self.upcoming = () if upcoming is None else upcoming
         self.has_more = upcoming is not None and num_waiting > len(upcoming)
 
+    def take_next(self, num_blocks: int) -> Collection[AgentId]:
+        return ()
+
     def starts_in(self, agent: AgentId) -> float:
         return self._frees_in
 

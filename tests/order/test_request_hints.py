@@ -15,7 +15,7 @@ from scalesim.order.request_hints import RequestHint, read_actions, read_hint
 def test_a_whole_hint() -> None:
     said = {"agent": "ada", "now": 57, "next": 97, "expect": {"bob": 58}}
     hint = read_hint({"scalesim": said, "other": 1}, "session")
-    assert hint == RequestHint("ada", 57.0, {"bob": 58.0, "ada": 97.0})
+    assert hint == RequestHint("ada", 57.0, 97.0, {"bob": 58.0})
     board = CallBoard()
     for _ in range(2):  # read twice is read once
         hint.tell(board, "call")
@@ -47,6 +47,7 @@ def test_an_older_time_does_not_turn_the_clock_back() -> None:
         ({"agent": "ada", "next": float("inf")}, "next=inf must be finite"),
         ({"agent": "ada", "now": "late"}, "now='late' must be a number"),
         ({"expect": ["bob"]}, r"expect=\['bob'\] must map agents to ticks"),
+        ({"expect": []}, r"expect=\[\] must map agents to ticks"),
         ({"expect": {"bob": -1}}, "expect of 'bob'=-1 must be finite, at least 0.0"),
     ],
 )

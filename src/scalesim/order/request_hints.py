@@ -23,18 +23,19 @@ _FIELDS = ("agent", "now", "next", "expect")
 
 
 class RequestHint(NamedTuple):
-    """The agent of a request, ``None`` for nobody's; ``now`` and the next calls of agents, in ticks
-    of the clock."""
+    """The agent of a request, ``None`` for nobody's; ``now``, the agent's next call, and those of
+    others, in ticks of the clock."""
 
     agent: AgentId | None = None
     now: float | None = None
+    next_call: float | None = None
     expect: Mapping[AgentId, float] = {}
 
     def tell(self, board: CallBoard, call: str) -> None:
         """Begin ``call`` on ``board``, with all that the hint says."""
         if self.now is not None:
             board.tick(to=self.now)
-        board.begin(call, self.agent)
+        board.begin(call, self.agent, self.next_call)
         if self.expect:
             board.expect(self.expect)
 
@@ -52,13 +53,15 @@ def read_hint(given: object, session: object = None) -> RequestHint:
             refuse(f"{PARAMETER} field", field, f"must be one of: {', '.join(_FIELDS)}")
     agent = said.get("agent", session)
     agent = None if agent is None else agent_id(agent)
-    expect = read_times("expect", said.get("expect") or {})
-    if said.get("next") is not None:
+    now, next_call, expect = said.get("now"), said.get("next"), said.get("expect")
+    if now is not None:
+        now = number("now", now, 0.0, MAX_TIME)
+    if next_call is not None:
         if agent is None:
-            refuse("next", said["next"], "needs an agent, or a session_id, whose call it is")
-        expect[agent] = number("next", said["next"], 0.0, MAX_TIME)
-    now = said.get("now")
-    return RequestHint(agent, None if now is None else number("now", now, 0.0, MAX_TIME), expect)
+            refuse("next", next_call, "needs an agent, or a session_id, whose call it is")
+        next_call = number("next", next_call, 0.0, MAX_TIME)
+    others = {} if expect is None else read_times("expect", expect)
+    return RequestHint(agent, now, next_call, others)
 
 
 def read_times(name: str, given: Any) -> dict[AgentId, float]:

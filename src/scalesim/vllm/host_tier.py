@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from scalesim.core import AgentId
@@ -49,13 +49,13 @@ class HostTier:
         self.cache_capacity = cache_capacity
         self.chunks: dict[Key, Any] = {}
         self.num_evicted = self.num_refused = self.num_malformed = 0
-        self._on_device: Callable[[Key], bool] | None = None
+        self._on_device: Callable[[], Container[Key]] | None = None
         self._set_aside: list[Key] = []  # leave for what is stored next
         self._storing: str | None = None  # the call that the next stores are for
         self._use(CallBoard())
 
-    def join(self, board: CallBoard, on_device: Callable[[Key], bool]) -> None:
-        """Go by ``board`` from now on, and by what is on the device. Only while the tier is
+    def join(self, board: CallBoard, on_device: Callable[[], Container[Key]]) -> None:
+        """Go by ``board`` from now on, and by the keys ``on_device()``. Only while the tier is
         empty."""
         assert not self.chunks, f"the host tier has {len(self.chunks)} chunks already"
         self._on_device = on_device
@@ -66,7 +66,7 @@ class HostTier:
         self._alone = LeavingOrder(board.keys)
         self._spare = LeavingOrder(board.keys, soonest=True)  # on the device as well
         self._released: dict[Key, None] = {}  # belong into one of the two, and are in neither
-        board.keys.watch(self.chunks.__contains__)
+        board.keys.watch(lambda: self.chunks)
 
     @property
     def num_free(self) -> int:
@@ -147,18 +147,17 @@ class HostTier:
         """Put what was released since the last time where it belongs."""
         spare: list[Key] = []
         alone: list[Key] = []
+        on_device = () if self._on_device is None else self._on_device()
         for key in self._released:
-            on_device = self._on_device is not None and self._on_device(key)
-            (spare if on_device else alone).append(key)
+            (spare if key in on_device else alone).append(key)
         self._released.clear()
         self._spare.add_all(spare)
         self._alone.add_all(alone)
 
     def device_changed(self, keys: Sequence[Key]) -> None:
         """The device has copies of ``keys`` now, or none any more."""
-        for order in (self._alone, self._spare):
-            for key in [key for key in keys if key in order]:
-                order.discard(key)
+        for key in keys:
+            if self._alone.discard(key) or self._spare.discard(key):
                 self._released[key] = None
 
     # -- what leaves -----------------------------------------------------------------------------
