@@ -20,6 +20,7 @@ from scalesim.memory.links.link import InMemorySource
 from scalesim.model.adapters.layout import LayoutTable, LoraLayout, lora_sites
 from scalesim.model.adapters.peft import PackedAdapter, digest_of, pack, read_adapter
 from scalesim.model.checkpoint.config import ModelConfig
+from scalesim.model.values import has_elements
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,11 @@ class AdapterFolders(StateKind):
         for name, tensor in tensors.items():
             if not isinstance(tensor, torch.Tensor):
                 raise AdapterError(f"{shown(name)} is {shown(tensor)}; must be a torch.Tensor")
+            if not has_elements(tensor):
+                raise AdapterError(
+                    f"{shown(name)} is a tensor of {tensor.layout} on {tensor.device}; weights are "
+                    "dense tensors: give .to_dense() of a sparse one, and none on the device meta"
+                )
         layout = self.layouts.layouts[content.layout]
         own = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
         pages = pack(layout, own, self.dtype)
