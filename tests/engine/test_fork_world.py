@@ -172,6 +172,8 @@ def test_closing() -> None:
         for act in (
             lambda: fork.agent("ada"), lambda: fork.tick(), fork.fork_world,
             lambda: fork.generate(engine.agent("ada").request([1], max_tokens=1)),
+            lambda: fork.expect("ada", 1), lambda: fork.wake("ada"), lambda: fork.fork("ada", "b"),
+            lambda: fork.add_source(Learned()),
         ):  # fmt: skip
             with pytest.raises(EngineClosedError, match="forked world is closed"):
                 act()
@@ -179,6 +181,19 @@ def test_closing() -> None:
     left.close()  # after its engine
     with pytest.raises(EngineClosedError):
         left.tick()
+
+
+def test_sources_are_free_again_when_their_world_is_closed() -> None:
+    with Engine(parts()) as engine:
+        first, second = Learned(), Learned(name="late")
+        fork = engine.fork_world(sources=[first])
+        with pytest.raises(ConfigError, match="listens to source 'learned' already"):
+            engine.add_source(first)
+        fork.close()
+        with pytest.raises(EngineClosedError):
+            fork.add_source(second)
+        with engine.fork_world(sources=[first, second]):
+            pass
 
 
 def test_a_trace_and_a_census_are_of_the_engines_own_world(tmp_path: Path) -> None:
