@@ -213,6 +213,23 @@ def test_a_trace_and_a_census_are_of_the_engines_own_world(tmp_path: Path) -> No
     assert calls == ["ada", "bob"]
 
 
+def test_a_snapshot_after_a_fork_said_the_same(tmp_path: Path) -> None:
+    """Both worlds have a tail of the same tokens. The fork's is not the snapshot's."""
+    with Engine(parts()) as engine:
+        village = Village()
+        village.play(engine)
+        with engine.fork_world() as fork:
+            village.copy().play(fork)
+            village.play(engine)
+            taken = engine.snapshot(tmp_path)
+            expected = village.copy().play(engine)
+    with Engine.restore(tmp_path, parts()) as engine:
+        restored = engine.restored
+        assert restored is not None and restored.num_pages == taken.num_pages
+        check_integrity(engine.parts.memory)
+        assert village.play(engine) == expected
+
+
 def test_a_snapshot_is_of_the_engines_own_world(tmp_path: Path) -> None:
     with Engine(parts()) as engine:
         village = Village()
