@@ -211,7 +211,9 @@ def of_trace(
     calls = [call for tick in found for call in tick.calls]
     geometry = cost_of(sizes).model.geometry()
     longest = max(call.prompt_len + call.output.length for call in calls)
-    last = {call.agent: call for call in calls if call.agent is not None}
+    last: dict[AgentId | None, TraceCall] = {
+        call.agent: call for call in calls if call.agent is not None
+    }
     note = ""
     pages = sum(
         state_pages((last[agent] for agent in own), size) + weights
