@@ -178,10 +178,23 @@ def path_of(name: str, value: object, error: Error = RequestError) -> Path:
         refuse(name, value, "must be a path, and is a URL", error)
     with reading(name, error):
         path = Path(value)
-        os.fsencode(path)
+        try:
+            os.fsencode(path)
+        except UnicodeEncodeError:
+            refuse(name, value, "must be a path that this system can encode", error)
     if not str(value) or "\0" in str(path) or any(len(part) > 255 for part in path.parts):
         refuse(name, value, "must be a path, with names of 1 to 255 characters", error)
     return path
+
+
+def place_of(name: str, value: object, error: Error = RequestError) -> str | Path:
+    """A URL as it is, or a path that stays where it is when the process changes its folder; ``~``
+    is its user's. Whether anything is there is not checked."""
+    if isinstance(value, str) and is_url(value):
+        return value
+    path = path_of(name, value, error)
+    with reading(name, error):
+        return path.expanduser().absolute()
 
 
 def is_url(place: str) -> bool:

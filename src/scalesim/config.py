@@ -13,10 +13,10 @@ import numpy as np
 from scalesim.checks import (
     flag,
     instance,
-    is_url,
     number,
     one_of,
     path_of,
+    place_of,
     refuse,
     shown,
     text,
@@ -152,13 +152,9 @@ def _bandwidth(name: str, value: Any) -> str | int:
     return found if written is None else written
 
 
-def _folder(name: str, value: object) -> str:
-    return str(path_of(name, value, ConfigError))
-
-
 def _store(name: str, value: object) -> str:
     """A folder, or the URL of an object store."""
-    return value if isinstance(value, str) and is_url(value) else _folder(name, value)
+    return str(place_of(name, value, ConfigError))
 
 
 def _utilization(name: str, value: object) -> float:

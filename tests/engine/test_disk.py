@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import shutil
+import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -192,14 +193,30 @@ def test_a_disk_that_refuses_is_done_without(
         ({"disk": "nosuch://a/b"}, ["nosuch://a/b", "Protocol not known", "give another one"]),
         ({"disk": "memory://a", "disk_memory": "auto"}, ["disk_memory='auto'", "memory://a"]),
         ({"disk_bandwidth": "fast"}, ["disk_bandwidth"]),
+        ({"disk": None}, ["disk_memory=8MB without disk"]),
+        ({"disk": None, "disk_memory": "auto", "disk_bandwidth": "1GB"}, ["disk_bandwidth=1GB"]),
+        ({"disk": "x/" * 3000}, ["is no folder"]),
+        ({"disk": "\ud800"}, ["disk='\\ud800' must be a path"]),
     ],
 )
 def test_settings_that_cannot_be(
     settings: dict[str, Any], words: list[str], tmp_path: Path
 ) -> None:
+    threads = set(threading.enumerate())
     with pytest.raises(ConfigError) as raised:
         engine_above(tmp_path, **settings)
     assert all(word in str(raised.value) for word in words), raised.value
+    assert set(threading.enumerate()) <= threads
+
+
+def test_a_folder_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process goes elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    with engine_above("state") as engine:
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        play(engine)
+        assert engine.stats.unspilled_bytes
 
 
 def test_two_engines_do_not_share_a_folder(tmp_path: Path) -> None:

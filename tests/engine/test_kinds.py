@@ -267,53 +267,99 @@ def test_a_snapshot_has_the_origin_and_finds_the_kind_by_name(tmp_path: Path) ->
         assert ada.state["kept"] == bob.state["kept"] == board(None, 2)
 
 
-def test_what_a_kind_says_wrongly_is_refused() -> None:
-    class Wrong(BoardKind):
-        def __init__(self, name: str, form: Any = (), told: int = 3, origin: Any = None) -> None:
-            self.name, self._form, self._told, self._origin = name, form, told, origin
+class Said(StateKind):
+    """A kind that says what it is given, of the value that is its name."""
 
-        def form(self, value: Any) -> Any:
-            return self._form if value == self.name else None
+    def __init__(self, name: str, **said: Any) -> None:
+        self.name = name
+        self._said = {"form": (), "num_bytes": 3, "pack": b"abc", "origin": None, **said}
 
-        def num_bytes(self, form: Any) -> int:
-            return self._told
+    def form(self, value: Any) -> Any:
+        return self._said["form"] if value == self.name else None
 
-        def pack(self, value: Any) -> Any:
-            return b"abc"
+    def num_bytes(self, form: Any) -> Any:
+        return self._said["num_bytes"]
 
-        def origin(self, value: Any) -> Any:
-            return self._origin
+    def pack(self, value: Any) -> Any:
+        return self._said["pack"]
 
-        def reread_s(self, origin: Any) -> float:
-            return float("nan")
+    def view(self, form: Any, data: Any, origin: Any) -> str:
+        return self.name
 
+    def identity(self, form: Any, data: Any) -> Any:
+        return self._said.get("identity") or super().identity(form, data)
+
+    def origin(self, value: Any) -> Any:
+        return self._said["origin"]
+
+    def reread(self, origin: Any) -> Any:
+        return self._said["reread"]
+
+    def reread_s(self, origin: Any) -> float:
+        return float(self._said.get("reread_s", 0.0))
+
+
+def nested(depth: int) -> Any:
+    return (nested(depth - 1),) if depth else ()
+
+
+WRONG = [
+    ({"num_bytes": 4}, r"packs 3 bytes .* num_bytes\(\) tells 4"),
+    ({"num_bytes": 3.0}, r"num_bytes\(\) of kind 'wrong'=3.0 must be a whole number"),
+    ({"pack": [1, 2, 3]}, r"pack\(\) of kind 'wrong' gives \[1, 2, 3\]: give bytes"),
+    ({"pack": np.array([None])}, r"pack\(\) of kind 'wrong' gives .*: give bytes"),
+    ({"form": (object(),)}, r"form of kind 'wrong' has .*: give texts"),
+    ({"form": nested(40)}, r"form of kind 'wrong' has .* at most 32 deep"),
+    ({"form": (float("nan"),)}, r"form of kind 'wrong' has nan: .* finite numbers"),
+    ({"form": 10**5000}, r"form of kind 'wrong' has .* bits"),
+    ({"origin": b"1"}, r"origin of kind 'wrong' has .*: give texts"),
+    ({"origin": 1, "reread_s": float("nan")}, r"reread_s\(\)=nan must be finite"),
+    ({"origin": 1, "identity": "a" * 16}, r"identity\(\) of kind 'wrong' gives 'a+': give 16 b"),
+]
+
+
+def test_what_a_kind_says_wrongly_is_refused(tmp_path: Path) -> None:
+    for said, told in WRONG:
+        with tiny_engine() as engine:
+            engine.register_kind(Said("wrong", **said))
+            state = engine.agent("ada").state
+            with pytest.raises(StateError, match=told):
+                state["x"] = "wrong"
+            state["tensor"] = torch.ones(1)
+            assert list(state) == ["tensor"]
+            engine.snapshot(tmp_path / "snapshot")  # nothing of it is left in the books
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    kind = Said("right", num_bytes=np.int64(3), form=(np.float32(0.5), np.int8(1), np.bool_(True)))
     with tiny_engine() as engine:
-        kinds = (
-            Wrong("size", told=4),
-            Wrong("form", form=(object(),)),
-            Wrong("origin", origin=b"1"),
-            Wrong("cost", origin=1),
-            Wrong("right"),
-        )
-        for kind in kinds:
-            engine.register_kind(kind)
-            engine.register_kind(kind)  # changes nothing
+        engine.register_kind(kind)
+        engine.agent("ada").state["x"] = "right"
+        engine.snapshot(tmp_path / "snapshot")
+    with Engine.restore(tmp_path / "snapshot", tiny_engine().parts) as engine:
+        engine.register_kind(kind)
+        assert engine.agent("ada").state["x"] == "right"
+
+
+def test_a_reread_that_gives_no_value_of_the_kind_says_so() -> None:
+    with tiny_engine(policy="lru-recompute") as engine:
+        engine.register_kind(Said("gone", origin=1, reread=None))
         state = engine.agent("ada").state
-        with pytest.raises(StateError, match=r"packs 3 bytes .* num_bytes\(\) tells 4"):
-            state["x"] = "size"
-        with pytest.raises(StateError, match=r"form of kind 'form' has .*: give texts, numbers"):
-            state["x"] = "form"
-        with pytest.raises(StateError, match=r"origin of kind 'origin' has .*: give texts"):
-            state["x"] = "origin"
-        with pytest.raises(StateError, match=r"reread_s\(\)=nan must be finite"):
-            state["x"] = "cost"
-        state["x"] = "right"
+        state["x"] = "gone"
+        with pytest.raises(StateError, match=r"state 'x': None is no value of kind 'gone'"):
+            state["x"]
+
+
+def test_kinds_are_registered_once() -> None:
+    with tiny_engine() as engine:
+        kind = Said("right")
+        engine.register_kind(kind)
+        engine.register_kind(kind)  # changes nothing
         with pytest.raises(StateError, match="'right' is registered already"):
-            engine.register_kind(Wrong("right"))
-        for wrong in (BoardKind, Wrong(""), "board"):
+            engine.register_kind(Said("right"))
+        for wrong in (BoardKind, Said(""), "board"):
             with pytest.raises(StateError, match=r"kind"):
                 engine.register_kind(wrong)  # type: ignore[arg-type]
-        assert list(state) == ["x"]
 
 
 def test_why_names_values_that_no_pool_has(tmp_path: Path) -> None:

@@ -107,6 +107,17 @@ def test_a_folder_is_of_one_engine(tmp_path: Path) -> None:
         SlotFiles(file, 64, 4)
 
 
+def test_what_is_no_slot_file_is_left_alone(tmp_path: Path) -> None:
+    mine = tmp_path / "slots-data.csv"
+    mine.write_text("mine")
+    SlotFiles(tmp_path, 64, 4).close()
+    assert mine.read_text() == "mine"
+    (tmp_path / "slots-00000").mkdir()
+    for _ in range(2):  # the second time as well: nothing holds the lock
+        with pytest.raises(ConfigError, match="is no folder that can be written to"):
+            SlotFiles(tmp_path, 64, 4)
+
+
 def test_a_file_that_finds_no_room_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

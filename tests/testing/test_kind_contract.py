@@ -79,6 +79,21 @@ class ClaimsAll(SeriesKind):
         return super().form(value) or 1
 
 
+class ClaimsArrays(SeriesKind):
+    def form(self, value: Any) -> Any:
+        return value.shape[0] if isinstance(value, np.ndarray) else super().form(value)
+
+
+class PacksAList(SeriesKind):
+    def pack(self, value: Any) -> Any:
+        return list(value.numbers)
+
+
+class RereadsNothing(SeriesKind):
+    def reread(self, origin: Any) -> Any:
+        return None
+
+
 class ClaimsNothing(SeriesKind):
     def form(self, value: Any) -> Any:
         return None
@@ -123,6 +138,29 @@ class OneIdentity(SeriesKind):
 class IdentityOfTheForm(SeriesKind):
     def identity(self, form: Any, data: Any) -> bytes:
         return int(form).to_bytes(16, "little")
+
+
+class IdentityOfTheHead(SeriesKind):
+    def identity(self, form: Any, data: Any) -> bytes:
+        return super().identity(form, data[:8])
+
+
+class IdentityOfTheSum(SeriesKind):
+    def identity(self, form: Any, data: Any) -> bytes:
+        return super().identity(form, np.array([data.sum()]))
+
+
+class IdentityOfTheBytes(SeriesKind):
+    """Of a form with a word more, which two values of the same bytes differ in."""
+
+    def form(self, value: Any) -> Any:
+        return (len(value.numbers), value.seed % 3) if isinstance(value, Series) else None
+
+    def num_bytes(self, form: Any) -> int:
+        return super().num_bytes(form[0])
+
+    def identity(self, form: Any, data: Any) -> bytes:
+        return super().identity((), data)
 
 
 class LongIdentity(SeriesKind):
@@ -177,14 +215,20 @@ class TellsNoNumber(SeriesKind):
 LIES: list[tuple[type[SeriesKind], str]] = [
     (Nameless, "name"),
     (ClaimsAll, "claims"),
+    (ClaimsArrays, "claims"),
     (ClaimsNothing, "claims"),
+    (RereadsNothing, "claims"),
     (FormOfAnArray, "plain"),
     (TellsTooLittle, "size"),
+    (PacksAList, "size"),
     (PacksTheTime, "stable"),
     (ViewsAnother, "view"),
     (ForgetsTheOrigin, "view"),
     (OneIdentity, "identity"),
     (IdentityOfTheForm, "identity"),
+    (IdentityOfTheHead, "identity"),
+    (IdentityOfTheSum, "identity"),
+    (IdentityOfTheBytes, "identity"),
     (LongIdentity, "identity"),
     (RereadsAnother, "reread"),
     (RereadsOnce, "reread"),
@@ -210,6 +254,31 @@ def test_every_rule_is_broken_by_somebody() -> None:
 
 def test_a_right_kind_passes() -> None:
     attempt(SeriesKind())
+
+
+class DiaryKind(StateKind):
+    """Texts as they are."""
+
+    name = "diary"
+
+    def form(self, value: Any) -> Any:
+        return len(value.encode()) if isinstance(value, str) else None
+
+    def num_bytes(self, form: Any) -> int:
+        return int(form)
+
+    def pack(self, value: str) -> bytes:
+        return value.encode()
+
+    def view(self, form: Any, data: Any, origin: Any) -> str:
+        return bytes(data.numpy()).decode()
+
+    def sample(self, rng: random.Random) -> str:
+        return "it rained " * rng.randrange(9)
+
+
+def test_a_kind_may_be_of_a_type_that_others_have() -> None:
+    try_kind(DiaryKind(), 0)
 
 
 def test_our_own_kinds_pass(tmp_path: Path) -> None:

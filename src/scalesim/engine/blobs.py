@@ -56,8 +56,9 @@ class BlobMapping(MutableMapping[str, Any]):
         """In its block ``state[name]`` is one value, of tensors one on the engine's device, which
         may be written: at the end of the block, pages whose bytes have changed are written back,
         and what was assigned. If the block raises, nothing is. Raises ``StateError`` within another
-        such block of this agent, and at the end where a value that is read again from its origin
-        was changed in place."""
+        such block of this agent; at the end, with nothing written, where a value that is read again
+        from its origin was changed in place, or what a kind says is wrong; and where the host has
+        no room, with those values written that came before."""
         if self._is_active:
             raise StateError(f"the state of agent {shown(self._entry.id)} is active already")
         self._is_active = True

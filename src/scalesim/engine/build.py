@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -151,9 +152,13 @@ def parts_for(
         kernels = with_quantized(kernels)
     text = text_model(loaded, config, tokenizer, model_len, pool_len)
     # Last, as it starts threads: whatever a folder or a setting may be refused for comes before.
-    built = backend.build(loaded.model.packed(kernels), kernels, plan)
-    runner, sources, pages = built.runner, built.link, built.pages
     store = store_for(config, geometry.page_bytes, disk_pages)
+    with ExitStack() as taken:
+        if store is not None:
+            taken.callback(store.close)  # where there is no memory for the pools
+        built = backend.build(loaded.model.packed(kernels), kernels, plan)
+        taken.pop_all()
+    runner, sources, pages = built.runner, built.link, built.pages
     link = with_store(sources, store, pages.host, config)
     if around is not None:
         link = around(link)

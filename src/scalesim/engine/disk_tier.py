@@ -3,6 +3,7 @@ the link that copies to and from it."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -24,6 +25,12 @@ _MAX_PAGES = 2**31 - 1
 def num_disk_pages(config: EngineConfig, policy: Policy, page_bytes: int, host_pages: int) -> int:
     """The pages of the disk; 0 without one, and under a policy without a host pool. Raises
     ``ConfigError``."""
+    if config.disk is None:
+        for name in ("disk_memory", "disk_bandwidth"):
+            if (given := getattr(config, name)) not in ("auto", None):
+                raise ConfigError(
+                    f"{name}={given} without disk: give disk, a folder or a URL, or leave it out"
+                )
     if config.disk is None or not policy.host:
         return 0
     if not host_pages:
@@ -81,7 +88,7 @@ def with_store(link: Link, store: SlotStore | None, host: Bytes2D, config: Engin
 
 def _free_bytes(folder: str) -> int:
     """What is free on the disk of ``folder``, which may be missing yet."""
-    path = Path(folder).absolute()
-    while not path.exists() and path != path.parent:
+    path = Path(folder)
+    while not os.path.exists(path) and path != path.parent:  # false also where it may not be asked
         path = path.parent
     return shutil.disk_usage(path).free

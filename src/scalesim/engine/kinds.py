@@ -35,8 +35,8 @@ class Kinds:
             if kind.form(value) is not None:
                 return kind
         raise StateError(
-            f"a {type(value).__name__} is given; state is a tensor, a numpy array, or what a kind "
-            "of yours takes: register_kind()"
+            f"{shown(value)} is given; state is a tensor, a numpy array, or what a kind of yours "
+            "takes: register_kind()"
         )
 
     def named(self, name: str) -> StateKind:

@@ -7,6 +7,7 @@ at a time, and is shared by prefix.
 
 from __future__ import annotations
 
+import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -17,12 +18,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from scalesim.checks import shown
+from scalesim.checks import shown, whole
 from scalesim.core import Bytes2D
 from scalesim.errors import ScaleSimError, StateError
 from scalesim.memory.links.link import PageSource
 
-_PLAIN = (str, int, float, bool, type(None))
+IDENTITY_BYTES = 16
+MAX_DEPTH, MAX_BITS = 32, 1024
+"""Of a form or an origin: tuples within tuples, and the bits of a whole number. A snapshot writes
+both as JSON, whose nesting and digits Python bounds."""
 
 
 class StateKind(ABC):
@@ -30,10 +34,10 @@ class StateKind(ABC):
     to lose them. Called on callers' threads, ``reread`` also on one that reads ahead.
 
     A *form* is what makes a value of its bytes again, and an *origin* is where the value can be
-    read once more: both are plain values (texts, numbers, booleans, ``None``, tuples of those),
-    since snapshots hold them. A value without an origin cannot be made again, so its pages stay on
-    the host, and a snapshot has its bytes. One with an origin may leave all pools, and is shared by
-    all agents that have the same content.
+    read once more: both are plain values (texts, finite numbers, booleans, ``None``, tuples of
+    those), since snapshots hold them. A value without an origin cannot be made again, so its pages
+    stay on the host, and a snapshot has its bytes. One with an origin may leave all pools, and is
+    shared by all agents that have the same content.
     """
 
     name: str
@@ -108,19 +112,20 @@ class Packed(NamedTuple):
 
 
 def packed(kind: StateKind, value: Any, page_bytes: int) -> Packed:
-    """``value`` of ``kind`` in pages. Raises ``StateError`` where the kind tells another size than
-    it packs, gives a form or an origin that is not plain, or an origin and has no ``reread``."""
-    form = plain(kind.form(value), f"form of kind {kind.name!r}")
-    given = kind.pack(value)
-    if isinstance(given, np.ndarray):
-        data = np.ascontiguousarray(given).reshape(-1).view(np.uint8)
-    else:
-        data = np.frombuffer(given, np.uint8)
-    told = kind.num_bytes(form)
+    """``value`` of ``kind`` in pages. Everything that the kind says is checked here, on its
+    caller's thread. Raises ``StateError`` where ``value`` is of another kind, or the kind packs no
+    bytes, tells another size than it packs, gives a form or an origin that is not plain, an origin
+    without a ``reread``, or no identity."""
+    given_form = kind.form(value)
+    if given_form is None:
+        raise StateError(f"{shown(value)} is no value of kind {kind.name!r}: its form() is None")
+    form = plain(given_form, f"form of kind {kind.name!r}")
+    data = _bytes_of(kind.pack(value), kind.name)
+    told = whole(f"num_bytes() of kind {kind.name!r}", kind.num_bytes(form), 0, error=StateError)
     if told != len(data):
         raise StateError(
             f"kind {kind.name!r} packs {len(data)} bytes of a value of form {shown(form)}, for "
-            f"which num_bytes() tells {shown(told)}"
+            f"which num_bytes() tells {told}"
         )
     origin = plain(kind.origin(value), f"origin of kind {kind.name!r}")
     found = Packed(ValueForm(told, kind.name, form, origin), in_rows(data, page_bytes))
@@ -135,8 +140,27 @@ def packed(kind: StateKind, value: Any, page_bytes: int) -> Packed:
 
 
 def digest_of(kind: StateKind, value: Packed) -> bytes:
-    """The identity of a value in pages."""
-    return kind.identity(value.form.form, value.rows.reshape(-1)[: value.form.num_bytes])
+    """The identity of a value in pages. Raises ``StateError`` unless it has 16 bytes."""
+    data = value.rows.reshape(-1)[: value.form.num_bytes]
+    digest = kind.identity(value.form.form, data)
+    if not isinstance(digest, bytes) or len(digest) != IDENTITY_BYTES:
+        raise StateError(
+            f"identity() of kind {kind.name!r} gives {shown(digest)}: give {IDENTITY_BYTES} bytes"
+        )
+    return digest
+
+
+def _bytes_of(given: Any, kind: str) -> npt.NDArray[np.uint8]:
+    """The bytes of what ``pack`` gave, uint8 ``[num_bytes]``."""
+    try:
+        if isinstance(given, np.ndarray):
+            return np.ascontiguousarray(given).reshape(-1).view(np.uint8)
+        return np.frombuffer(given, np.uint8)
+    except (TypeError, ValueError) as error:
+        raise StateError(
+            f"pack() of kind {kind!r} gives {shown(given)}: give bytes or an array of numbers "
+            f"({error})"
+        ) from error
 
 
 def in_rows(data: npt.NDArray[np.uint8], page_bytes: int) -> Bytes2D:
@@ -152,15 +176,26 @@ def num_pages_of(num_bytes: int, page_bytes: int) -> int:
     return max(1, -(-num_bytes // page_bytes))
 
 
-def plain(value: Any, what: str) -> Any:
-    """``value`` with lists as tuples. Raises ``StateError`` unless it is plain."""
-    if isinstance(value, (list, tuple)):
-        return tuple(plain(part, what) for part in value)
-    if not isinstance(value, _PLAIN):
+def plain(value: Any, what: str, depth: int = MAX_DEPTH) -> Any:
+    """``value`` with lists as tuples, and NumPy's numbers as Python's. Raises ``StateError`` unless
+    it is plain."""
+    if isinstance(value, (list, tuple)) and depth > 0:
+        return tuple(plain(part, what, depth - 1) for part in value)
+    found = value.item() if isinstance(value, np.generic) else value
+    if not _is_plain(found):
         raise StateError(
-            f"{what} has {shown(value)}: give texts, numbers, booleans, None, and tuples of those"
+            f"{what} has {shown(value)}: give texts, finite numbers of at most {MAX_BITS} bits, "
+            f"booleans, None, and tuples of those, at most {MAX_DEPTH} deep"
         )
-    return value
+    return found
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, int):
+        return value.bit_length() <= MAX_BITS
+    return value is None or isinstance(value, str)
 
 
 @dataclass(frozen=True)
@@ -173,6 +208,7 @@ class OriginSource(PageSource):
     page_bytes: int
     named: Callable[[str], StateKind]
     read_s: float | None = None
+    is_far: bool = False
     error: type[ScaleSimError] = StateError
     again: str = "assign it again"
 

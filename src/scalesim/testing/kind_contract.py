@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import numpy as np
@@ -36,6 +36,14 @@ MAX_RATIO, SLACK_S = 4.0, 0.05
 """By how much the cost that a kind tells may be off: a factor, and seconds that a busy machine may
 take for anything."""
 TRIES = 3  # of a reread: the quickest counts
+RULE_OF = {
+    "form() is": "claims",
+    "num_bytes()": "size",
+    "pack()": "size",
+    "reread()": "reread",
+    "identity()": "identity",
+}
+"""The rule that an error of ``packed`` tells of, by words in it; all others tell of ``plain``."""
 
 
 def try_kind(
@@ -52,10 +60,13 @@ def try_kind(
     trial = KindTrial(kind, sample or kind.sample, time_s)
     rng = random.Random(seed)
     with telling(trial.asked):
-        trial.begin()
+        trial.begin(rng)
         for _ in range(steps):
             trial.step(rng)
     return trial.num_reread
+
+
+_ARRAYS = {torch.Tensor, np.ndarray}
 
 
 class _Other:
@@ -77,13 +88,18 @@ class KindTrial:
         self.asked: list[str] = [f"{type(kind).__name__}"]
         self._kind, self._sample, self._time_s = kind, sample, time_s
         self._known: dict[bytes, tuple[Any, bytes]] = {}  # form and bytes by identity
+        self._forms: dict[int, Any] = {}  # the latest, by the bytes of its values
         self.num_reread = 0
 
-    def begin(self) -> None:
+    def begin(self, rng: random.Random) -> None:
+        """Try what is asked before there are values."""
         name = getattr(self._kind, "name", None)
         if not isinstance(name, str) or not name:
             self._broken("name", "kind.name", f"it is {name!r}")
-        for other in (_Other(), None, "text"):
+        own = self._ask("sample(rng)", self._sample, rng)
+        for other in (_Other(), None, "text", torch.zeros(2), np.zeros(2)):
+            if isinstance(own, type(other)) or {type(own), type(other)} <= _ARRAYS:
+                continue
             if (form := self._ask(f"form({other!r:.40})", self._kind.form, other)) is not None:
                 self._broken("claims", self.asked[-1], f"it gave {form!r:.80}")
 
@@ -104,26 +120,50 @@ class KindTrial:
         back = self._pack("view", viewed)
         if not _same(first, back) or first.form.origin != back.form.origin:
             self._broken("view", "pack(view(form, data, origin))", _difference(first, back))
-        self._check_identity(first)
+        self._check_identity(first, rng)
         if first.form.origin is not None:
             self._check_reread(first)
 
     def _pack(self, what: str, value: Any) -> Packed:
-        self.asked.append(f"pack({what})")
+        return self._told(f"pack({what})", packed, self._kind, value, PAGE_BYTES)  # type: ignore[no-any-return]
+
+    def _told(self, asked: str, function: Callable[..., Any], *given: Any) -> Any:
         try:
-            return packed(self._kind, value, PAGE_BYTES)
+            return self._ask(asked, function, *given)
         except StateError as error:
             said = f"{error}"
-            rule = "size" if "num_bytes" in said else "reread" if "reread()" in said else "plain"
-            self._broken(rule, self.asked[-1], said)
+            rules = [rule for words, rule in RULE_OF.items() if words in said]
+            self._broken((*rules, "plain")[0], asked, said)
 
-    def _check_identity(self, value: Packed) -> None:
-        digest = self._ask("identity(form, data)", digest_of, self._kind, value)
-        if not isinstance(digest, bytes) or len(digest) != 16:
-            self._broken("identity", self.asked[-1], f"it gave {digest!r:.60}, no 16 bytes")
+    def _check_identity(self, value: Packed, rng: random.Random) -> None:
+        asked = "identity(form, data)"
+        digest = self._told(asked, digest_of, self._kind, value)
         content = value.form.form, value.rows.tobytes()
         if self._known.setdefault(digest, content) != content:
-            self._broken("identity", "identity(form, data) of two contents", "it is the same")
+            self._broken("identity", f"{asked} of two contents", "it is the same")
+        for how, other in self._near(value, rng):
+            try:
+                is_same = digest_of(self._kind, other) == digest
+            except Exception:  # these may be the bytes of no value
+                continue
+            if is_same:
+                self._broken("identity", f"{asked} with {how}", "it is the same")
+        self._forms[value.form.num_bytes] = value.form.form
+
+    def _near(self, value: Packed, rng: random.Random) -> Iterator[tuple[str, Packed]]:
+        """Other contents of the size of ``value``, and how they differ from it."""
+        count = value.form.num_bytes
+        other = self._forms.get(count, value.form.form)
+        if other != value.form.form:
+            yield "another form", value._replace(form=value.form._replace(form=other))
+        for at in (0, count - 1, rng.randrange(count)) if count else ():
+            rows = value.rows.copy()
+            rows.reshape(-1)[at] ^= 1
+            yield f"byte {at} of {count} changed", value._replace(rows=rows)
+        rows = value.rows.copy()
+        rows.reshape(-1)[:count] = rows.reshape(-1)[:count][::-1].copy()
+        if (rows != value.rows).any():
+            yield "its bytes in reverse", value._replace(rows=rows)
 
     def _check_reread(self, value: Packed) -> None:
         kind, origin = self._kind, value.form.origin

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
+from scalesim.checks import shown
 from scalesim.core import Bytes2D
 from scalesim.errors import ConfigError
 from scalesim.memory.disk.slot_store import BadSlotError, checksum
@@ -30,6 +32,7 @@ BLOCK_BYTES = 4096
 FILE_BYTES = 1 << 30
 PIECE_BYTES = 16 << 20  # the most that one read or write moves; also the size of each buffer
 _NAME = "slots-{:05d}"
+_NAMES = re.compile(r"slots-\d{5}")
 
 
 class SlotFiles:
@@ -46,14 +49,12 @@ class SlotFiles:
         self.folder, self.page_bytes, self.num_slots = folder, page_bytes, num_slots
         self.slot_bytes = slot_bytes(page_bytes)
         self._per_file = max(1, FILE_BYTES // self.slot_bytes)
-        self._lock = _lock(folder)
+        self._lock = _lock(folder)  # and what a killed process left is gone
         self._fds: dict[int, int] = {}  # by number of the file
         self._sums = np.zeros(num_slots, np.uint64)
         rows = max(1, PIECE_BYTES // self.slot_bytes)
         self._reading = allocate_pages(rows, self.slot_bytes)
         self._writing = allocate_pages(rows, self.slot_bytes)
-        for path in folder.glob("slots-*"):
-            path.unlink()
 
     @property
     def where(self) -> str:
@@ -178,19 +179,29 @@ def _open(path: Path) -> int:
 
 
 def _lock(folder: Path) -> int:
-    """Make the folder, and lock it for this process."""
+    """Make the folder, lock it for this process, and empty it of slot files."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise ConfigError(
-            f"disk={str(folder)!r} is no folder that can be written to ({error}); give another one"
-        ) from error
+        raise _unusable(folder, error) from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for name in filter(_NAMES.fullmatch, os.listdir(folder)):
+            (folder / name).unlink()
     except OSError as error:
         os.close(fd)
-        raise ConfigError(
-            f"disk={str(folder)!r} is used by another engine; give each engine a folder of its own"
-        ) from error
+        if isinstance(error, BlockingIOError):
+            raise ConfigError(
+                f"disk={shown(str(folder))} is used by another engine; give each engine a folder "
+                "of its own"
+            ) from error
+        raise _unusable(folder, error) from error
     return fd
+
+
+def _unusable(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"disk={shown(str(folder))} is no folder that can be written to ({error!s:.200}); give "
+        "another one"
+    )
