@@ -7,7 +7,6 @@ before it is overwritten, if something there is used later.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -15,10 +14,9 @@ from typing import Any
 
 from scalesim.core import AgentId
 from scalesim.distance.learned.learned import Learned
-from scalesim.errors import RequestError
 from scalesim.order.board import CallBoard
 from scalesim.order.owners import Key
-from scalesim.order.request_hints import RequestHint, read_actions, read_hint
+from scalesim.order.request_hints import HintReader
 from scalesim.vllm import compat
 from scalesim.vllm.adapters import AgentAdapters
 from scalesim.vllm.compat import cache_block, group_of, keys_in, make_keys
@@ -26,8 +24,6 @@ from scalesim.vllm.device_tier import NextUseQueue
 from scalesim.vllm.host_tier import HostTier
 from scalesim.vllm.own_copies import OWN_REQUEST, OwnCopies, OwnCopy
 from scalesim.vllm.settings import PluginSettings
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -42,7 +38,6 @@ class PluginCounts:
     evicted_blocks: int = 0
     saved_blocks: int = 0
     prefetched_blocks: int = 0
-    malformed_hints: int = 0
 
 
 class OpenRequest:
@@ -76,6 +71,7 @@ class SchedulerSide:
         self.manager, self.tier, self.settings = manager, tier, settings
         self.board = CallBoard()
         self.counts = PluginCounts()
+        self._hints = HintReader()
         self._groups = groups
         self._copies = OwnCopies(groups, num_workers)
         self._pool: Any = None
@@ -108,14 +104,8 @@ class SchedulerSide:
 
     def begin(self, request: Any) -> None:
         """A request has come in."""
-        try:
-            hint = read_hint(request.kv_transfer_params, request.session_id)
-            expect = read_actions(request.kv_hints, self.board.clock.now)
-        except RequestError as error:
-            hint, expect = RequestHint(), {}
-            self.counts.malformed_hints += 1
-            if self.counts.malformed_hints == 1:
-                _log.warning("a request's hint is ignored, as will be others like it: %s", error)
+        hint = self._hints.hint(request.kv_transfer_params, request.session_id)
+        expect = self._hints.actions(request.kv_hints, self.board.clock.now)
         if self.settings.learn:
             self.board.tick()
         hint.tell(self.board, request.request_id)
@@ -219,6 +209,7 @@ class SchedulerSide:
         known = {"now": board.clock.now, "agents": board.num_agents, "keys": len(board.keys)}
         tier = {} if self.tier is None else self.tier.stats()
         own = {"copies": len(self._copies), "prefetched_adapters": self.adapters.num_loaded_ahead}
+        own["malformed_hints"] = self._hints.num_malformed
         return {**tier, **known, **own, **asdict(self.counts)}
 
     # -- a step ----------------------------------------------------------------------------------
