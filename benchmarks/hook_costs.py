@@ -52,7 +52,7 @@ def hook_costs(num_agents: int) -> dict[str, float]:
     cached: dict[object, _Block] = {}
     left: list[object] = []
     queue = NextUseQueue(_Queue(blocks), board.keys, left.extend)
-    board.keys.watch(cached.__contains__)
+    board.keys.watch(lambda: cached)
     calls: list[float] = []
     taking: list[float] = []
     clock = time.perf_counter

@@ -198,7 +198,7 @@ class PoisoningRunner(Watch):
         self._indices: dict[int, Tensor] = {}
 
     def launch(self, batch: Batch) -> LaunchedStep:
-        free = sorted(self._pool.free_pages())
+        free = np.flatnonzero(self._pool.free_mask()).tolist()
         free = [page for page in free if self._random.random() < 0.25]
         if free:
             index = self._indices[batch.step] = torch.tensor(free, device=self._pages.device)

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 
 class StackPool:
     """Free pages on a stack: the page given back last is handed out first, which is easy on caches
@@ -54,8 +57,8 @@ class StackPool:
     def fence(self, pages: Sequence[int]) -> int:
         return max((self._fences[page] for page in pages), default=-1)
 
-    def free_pages(self) -> set[int]:
-        return set(self._free)
+    def free_mask(self) -> npt.NDArray[np.bool_]:
+        return np.isin(np.arange(self.num_pages), self._stack)
 
     def check(self) -> None:
         assert sorted(self._stack) == sorted(self._free), "the stack and the set differ"

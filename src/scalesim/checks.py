@@ -187,8 +187,11 @@ def path_of(name: str, value: object, error: Error = RequestError) -> Path:
     return path
 
 
-def place_of(name: str, value: object, error: Error = RequestError) -> Path:
-    """A path that stays where it is when the process changes its folder; ``~`` is its user's."""
+def place_of(name: str, value: object, error: Error = RequestError) -> str | Path:
+    """A URL as it is, or a path that stays where it is when the process changes its folder; ``~``
+    is its user's. Whether anything is there is not checked."""
+    if isinstance(value, str) and is_url(value):
+        return value
     path = path_of(name, value, error)
     with reading(name, error):
         try:

@@ -13,7 +13,6 @@ import numpy as np
 from scalesim.checks import (
     flag,
     instance,
-    is_url,
     number,
     one_of,
     path_of,
@@ -155,8 +154,7 @@ def _bandwidth(name: str, value: Any) -> str | int:
 
 def _store(name: str, value: object) -> str:
     """A folder, or the URL of an object store."""
-    is_store = isinstance(value, str) and is_url(value)
-    return value if is_store else str(place_of(name, value, ConfigError))  # type: ignore[return-value]
+    return str(place_of(name, value, ConfigError))
 
 
 def _utilization(name: str, value: object) -> float:

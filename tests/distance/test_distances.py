@@ -113,6 +113,16 @@ def test_a_burst_is_as_long_as_its_calls_say() -> None:
         assert distances.next_use("ada") == (clock.now if more_calls else 8.0)
 
 
+def test_a_next_call_told_with_a_call_is_a_hint_behind_it() -> None:
+    (clock, one), (_, two) = make(), make()
+    for next_call in (3.0, 9.0, 9.0, 1.0, 30.0, 4.0):
+        told = [one.called("ada", next_call=next_call), one.ended("ada"), one.tick(0.0, 2.0)]
+        called = two.called("ada")
+        assert two.expect("ada", next_call) == []  # a call is open
+        assert told == [called, two.ended("ada"), two.tick(0.0, 2.0)]
+        assert called == [("ada", clock.now - 2.0)] and one.scores() == two.scores()
+
+
 def test_what_is_said_within_a_burst_is_told_though_the_next_use_is_now() -> None:
     """Memory takes what follows from calls for a guess, and loads nothing by it."""
     clock, distances = make()

@@ -4,6 +4,7 @@ becomes of the old."""
 from __future__ import annotations
 
 import gc
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from scalesim.engine.engine import Engine
+from scalesim.engine.inbox import Inbox
 from scalesim.errors import AdapterError, ModelError, RequestError
 from scalesim.model.runner.several_models import ModelRunners
 from scalesim.requests.added_model import AddedModel
@@ -233,3 +235,20 @@ def test_why_names_what_waits_and_what_changed() -> None:
         assert cause()[:2] == ("model changed", {"weights"})
         ada.model, ada.adapter = "judge", None
         assert cause()[:2] == ("model changed", {"weights"})
+
+
+def test_weights_and_adapters_are_read_from_where_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are given by relative paths; then the process changes its folder."""
+    monkeypatch.chdir(folder().parent)
+    with tiny_engine(policy="lru-recompute", host_pages=0) as engine:
+        engine.add_model("guard", folder().name)
+        engine.adapters.add("role", near := os.path.relpath(adapter()), model="guard")
+        agent = engine.agent("ada", model="guard", adapter="role")
+        before = agent.generate(PROMPT, **OPTIONS)
+        monkeypatch.chdir(tmp_path)
+        part(engine, Inbox).post(engine.parts.memory.clear)  # all is read from its source again
+        assert agent.generate(PROMPT, **OPTIONS).token_ids == before.token_ids
+        assert [info.path for info in engine.models.list()] == [str(folder())]
+        assert [info.path for info in engine.adapters.list()] == [f"{folder().parent / near}"]

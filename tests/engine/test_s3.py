@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 
 from scalesim.engine.engine import Engine
-from scalesim.errors import SnapshotError
+from scalesim.errors import AdapterError, SnapshotError
 from scalesim.snapshot.objects import Objects
+from tests.engine.test_adapters import folders
 from tests.engine.test_disk import engine_above, play
+from tests.engine.world import tiny_engine
 from tests.snapshot.village import Village, parts
 
 pytestmark = pytest.mark.store
@@ -50,6 +52,18 @@ def test_the_disk_tier_gives_the_texts_of_unlimited_memory(policy: str, server: 
         play(engine)
         assert engine.stats.spilled_bytes and (policy == "deadline" or engine.stats.unspilled_bytes)
     assert Objects("s3://bucket/state").names() == []
+
+
+def test_adapters_in_a_bucket(server: Any) -> None:
+    client = pytest.importorskip("s3fs").S3FileSystem()
+    for path in folders()[0].iterdir():
+        client.pipe_file(f"bucket/adapters/0/{path.name}", path.read_bytes())
+    with tiny_engine() as engine:
+        known = [engine.adapters.add("near", folders()[0]),
+                 engine.adapters.add("far", "s3://bucket/adapters/0")]  # fmt: skip
+        assert known[0].info.digest == known[1].info.digest
+        with pytest.raises(AdapterError, match="json is missing"):
+            engine.adapters.add("none", "s3://bucket/adapters/1")
 
 
 def test_a_file_of_many_parts(server: Any) -> None:

@@ -185,6 +185,8 @@ def test_tensors_are_checked_on_the_callers_side() -> None:
             ({**good, name: good[name] * float("nan")}, "holds NaN or infinite values"),
             ({**good, name: good[name].to(torch.int32)}, "weights are floating-point"),
             ({**good, name: "x"}, "must be a torch.Tensor"),
+            ({**good, name: good[name].to("meta")}, "on meta; weights are dense"),
+            ({**good, name: good[name].to_sparse()}, "of torch.sparse_coo on cpu; weights are"),
         ):
             with pytest.raises(AdapterError, match=reason):
                 hot.update(tensors)  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ from scalesim.model.checkpoint.config import ModelConfig
 from scalesim.model.layers.native import NativeModel
 from scalesim.model.layers.rope import RopeConfig
 from scalesim.model.paged_weights import PagedModel, WeightLayout
+from scalesim.model.runner.cuda_branch import CudaBranch
 from scalesim.model.runner.cuda_runner import CudaRunner
 from scalesim.model.runner.pool_view import pool_view
 from scalesim.model.runner.settings import RunnerSettings
@@ -51,19 +52,18 @@ own_model = NativeModel(OWN, own_layout.view(elsewhere, [0] * len(own_layout.run
 paged, device, fences = PagedModel(layout, pages), NoDevice(), Fences()
 
 
-def runner(model: NativeModel, shape: ModelConfig, beside: CudaRunner | None) -> CudaRunner:
-    made = CudaRunner(
-        model, kernels, pool_view(pages, geometry(shape), dtype), device, fences, SETTINGS,
-        beside=beside,
-    )  # fmt: skip
-    made.warm_up((CHUNK,))
-    return made
+def pool(shape: ModelConfig) -> torch.Tensor:
+    return pool_view(pages, geometry(shape), dtype)
 
 
 with compiled(TARGETS["sm_90"]) as found:
-    own = runner(own_model, OWN, None)
+    own = CudaRunner(own_model, kernels, pool(OWN), device, fences, SETTINGS)
+    own.warm_up((CHUNK,))
+    table = own.device_table
+    added = CudaBranch(paged.model, kernels, pool(ADDED), device, SETTINGS, table)
+    added.warm_up((CHUNK,))
     runners = ModelRunners(own)
-    runners.add(1, runner(paged.model, ADDED, own), paged)
+    runners.add(1, added, paged)
     print("warm", len(found))
     found.clear()
     for step, head in enumerate((7, 7, 100)):

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import count
 
+import numpy as np
+
 from scalesim.scheduler.sequence import Sequence as Request
 from scalesim.testing.hostile_link import DeviceEvent
 from scalesim.testing.tags import NUM_FIELDS, TOKEN
@@ -150,7 +152,7 @@ def fingerprint(world: SchedulerWorld, *also: object) -> bytes:
         parts += [names.get(id(segment.parent)), segment.prefetched]
     reached = bed.timeline.reached
     for tier in (memory.device, memory.host):
-        free = sorted(tier.free_pages())
+        free = np.flatnonzero(tier.free_mask()).tolist()
         parts += [free, [max(tier.fence([page]), reached) - reached for page in free]]
     if bed.hostile is not None:
         parts.append(bed.hostile.state())

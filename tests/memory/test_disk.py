@@ -226,6 +226,24 @@ def test_each_edge_has_a_window_of_its_own() -> None:
     assert where(memory, agent) == (2, 2, 2)
 
 
+def test_the_disk_has_time_while_other_prefills_go_before() -> None:
+    """A request that would compute at once computes; the same one behind a backlog reads."""
+    memory = manager(4, 4, 40)
+    town(memory, 8)
+    agent, count = on_disk_alone(memory, 8)[-1], 2 * SIZE + 1
+    read_s = 2 * PAGE / DISK_RATE + 2 * PAGE / RATE
+    for step in range(3):  # a block takes half of what reading one takes
+        memory.timing.launched(step, 2 * SIZE)
+        memory.timing.begin_iteration(100.0 * step)
+        memory.timing.begin_iteration(100.0 * step + read_s / 2)
+    for backlog, num_cached in ((0, 0), (SIZE, 0), (4 * SIZE, 2 * SIZE)):
+        lease = memory.acquire(agent, tokens(agent, count), 3, backlog=backlog)
+        assert lease is not None and lease.num_cached == num_cached
+        settle(memory)
+        memory.release(lease)
+        check_integrity(memory)
+
+
 def test_a_request_waits_for_a_read_that_is_under_way() -> None:
     memory = manager(4, 4, 40)
     town(memory, 8)

@@ -129,7 +129,7 @@ def owned_by_a_stranger(books: Books) -> None:
 
 
 LIES: dict[Callable[[Books], None], str] = {
-    page_of_two: r"device page \d+: .* and private of row",
+    page_of_two: r"device pages .* are held by .* and private of row",
     page_freed_and_kept: "are free and held by",
     page_forgotten: r"usable; lost: \[\d+\]",
     segment_uncounted: r"\d found, \d kept",

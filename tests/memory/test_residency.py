@@ -200,6 +200,9 @@ class Forecast:
         self.upcoming = () if upcoming is None else upcoming
         self.has_more = upcoming is not None and num_waiting > len(upcoming)
 
+    def take_next(self, num_blocks: int) -> Collection[AgentId]:
+        return ()
+
     def starts_in(self, agent: AgentId) -> float:
         return self._frees_in
 
@@ -215,6 +218,32 @@ def test_what_the_next_move_needs_is_loaded_once_no_request_waits() -> None:
             memory.plan(0.0, Forecast(waiting))
             settle(memory)
         assert memory.counters.prefetched_pages == pages
+
+
+def test_what_agents_share_comes_once_and_what_is_their_own_comes_behind_it() -> None:
+    """The load of the first agent brings the prefix; those of the others do not wait for its
+    end."""
+    memory = manager(8, 20)
+    for agent in range(3):
+        prompt = tokens(9, 2 * SIZE) + tokens(agent, SIZE + 1)
+        lease = memory.acquire(agent, prompt, 4)
+        assert lease is not None
+        lease.take_copies()
+        memory.release(lease, prompt, 3 * SIZE)
+    turn(memory, 7, 7)
+    memory.hint([*((agent, 1.0) for agent in range(3)), (7, 5.0)])
+    memory.plan(0.0)
+    settle(memory)  # the victim is saved
+    memory.timing.iteration_s = 1.0  # the link is given more than one load at once
+    memory.plan(0.0)
+    assert memory.counters.prefetched_pages == 2 + 3
+    settle(memory)
+    check_integrity(memory)
+    for agent in range(3):
+        prompt = tokens(9, 2 * SIZE) + tokens(agent, SIZE + 1)
+        lease = memory.acquire(agent, prompt, 4)
+        assert lease is not None and lease.is_ready and lease.num_cached == 3 * SIZE
+        memory.release(lease, prompt, 3 * SIZE)
 
 
 def test_what_a_waiting_request_needs_is_loaded_before_its_slot_is_free() -> None:

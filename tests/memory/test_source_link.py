@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scalesim.core import Bytes2D, Fence
 from scalesim.errors import AdapterError
 from scalesim.memory.links.link import Copies, InMemorySource, LinkError, PageSource, Timeline
-from scalesim.memory.links.source_link import SourceLink
+from scalesim.memory.links.source_link import FAR_READS, SourceLink
 from scalesim.memory.links.thread_link import ThreadLink
 from scalesim.memory.pools.storage import writer
 from scalesim.testing.hostile_link import HostileLink
@@ -37,6 +37,13 @@ class Gate(PageSource):
         self.asked.set()
         assert self.open.wait(10.0)
         return self.pages
+
+
+@dataclass
+class FarGate(Gate):
+    """A ``Gate`` on another machine."""
+
+    is_far = True
 
 
 class Broken(PageSource):
@@ -207,6 +214,23 @@ def test_any_order_of_completions_gives_the_bytes(
             pool, pages = expected[-ticket - 1]
             assert (pool[pages] == -ticket).all()
     assert not link.wait(0.0) and len(link.bounce) == num_bounce
+
+
+def test_far_sources_are_read_side_by_side_and_near_ones_do_not_wait_for_them() -> None:
+    device, host = pools()
+    link = source_link(device, host)
+    gates = [FarGate(rows(1, index)) for index in range(FAR_READS + 1)]
+    far = [link.submit(Copies("out", [], [index], gate))[0] for index, gate in enumerate(gates)]
+    assert all(gate.asked.wait(10.0) for gate in gates[:-1]) and not gates[-1].asked.is_set()
+    (near,) = link.submit(Copies("in", [3], [], InMemorySource(rows(1, 77))))
+    assert drain(link, 1) == {near: None} and (device[3] == 77).all()  # type: ignore[arg-type]
+    gates[2].open.set()
+    assert gates[-1].asked.wait(10.0) and drain(link, 1) == {far[2]: None}  # type: ignore[arg-type]
+    for gate in gates:
+        gate.open.set()
+    assert drain(link, FAR_READS).keys() == set(far) - {far[2]}  # type: ignore[arg-type]
+    assert [int(host[index, 0]) for index in range(len(gates))] == list(range(len(gates)))
+    link.close()
 
 
 def test_closing_does_not_wait_for_a_fence_that_never_comes() -> None:

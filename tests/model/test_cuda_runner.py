@@ -24,6 +24,7 @@ from scalesim.model.layers.native import NativeModel
 from scalesim.model.paged_weights import PagedModel, WeightLayout
 from scalesim.model.runner.arrange import arrange
 from scalesim.model.runner.cpu_runner import ModelRunner
+from scalesim.model.runner.cuda_branch import CudaBranch
 from scalesim.model.runner.cuda_runner import CudaRunner, check_dtype
 from scalesim.model.runner.device_table import last_of_each
 from scalesim.model.runner.graphs import StepGraphs, mixed_shapes, padded_sizes
@@ -330,7 +331,7 @@ def test_weights_in_pages_are_read_where_they_lie_now(
     own = CudaRunner(tiny_model, select("cpu"), pool, device, fences, settings)
     own.warm_up((2, 32))
     paged, runners = PagedModel(layout, pages), ModelRunners(own)
-    runner = CudaRunner(paged.model, select("cpu"), pool, device, fences, settings, beside=own)
+    runner = CudaBranch(paged.model, select("cpu"), pool, device, settings, own.device_table)
     runner.warm_up((2, 32))
     runners.add(1, runner, paged)
 

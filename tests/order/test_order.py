@@ -29,7 +29,7 @@ class Tier:
     def __init__(self, *, new: bool = False) -> None:
         self.board = CallBoard() if new else board_where_prompts_go_on()
         self.order = LeavingOrder(self.board.keys)
-        self.board.keys.watch(self.order.__contains__)
+        self.board.keys.watch(lambda: self.order)
         self._calls = 0
 
     def call(self, agent: int | None, keys: Sequence[Key], *, soon: float | None = None) -> None:

@@ -9,13 +9,13 @@ import pytest
 
 from scalesim.errors import RequestError
 from scalesim.order.board import CallBoard
-from scalesim.order.request_hints import RequestHint, read_actions, read_hint
+from scalesim.order.request_hints import HintReader, RequestHint, read_actions, read_hint
 
 
 def test_a_whole_hint() -> None:
     said = {"agent": "ada", "now": 57, "next": 97, "expect": {"bob": 58}}
     hint = read_hint({"scalesim": said, "other": 1}, "session")
-    assert hint == RequestHint("ada", 57.0, {"bob": 58.0, "ada": 97.0})
+    assert hint == RequestHint("ada", 57.0, 97.0, {"bob": 58.0})
     board = CallBoard()
     for _ in range(2):  # read twice is read once
         hint.tell(board, "call")
@@ -47,12 +47,25 @@ def test_an_older_time_does_not_turn_the_clock_back() -> None:
         ({"agent": "ada", "next": float("inf")}, "next=inf must be finite"),
         ({"agent": "ada", "now": "late"}, "now='late' must be a number"),
         ({"expect": ["bob"]}, r"expect=\['bob'\] must map agents to ticks"),
+        ({"expect": []}, r"expect=\[\] must map agents to ticks"),
         ({"expect": {"bob": -1}}, "expect of 'bob'=-1 must be finite, at least 0.0"),
     ],
 )
 def test_what_cannot_be_read_is_refused(said: Any, rule: str) -> None:
     with pytest.raises(RequestError, match=rule):
         read_hint({"scalesim": said})
+
+
+def test_a_hint_that_cannot_be_read_leaves_the_session(caplog: pytest.LogCaptureFixture) -> None:
+    reader = HintReader()
+    said = {"scalesim": {"now": "late"}}
+    assert reader.hint(said, "ada") == RequestHint("ada")
+    assert reader.hint(said) == RequestHint()
+    envelope = SimpleNamespace(actions=[SimpleNamespace(action_type="sim.expect", payload=None)])
+    assert reader.actions(envelope, 3.0) == {}
+    assert reader.num_malformed == 3
+    [record] = caplog.records
+    assert "now='late' must be a number" in record.getMessage()
 
 
 def action(kind: str, **payload: Any) -> SimpleNamespace:

@@ -16,6 +16,8 @@ from scalesim.replay.models import BoundModels
 from scalesim.replay.peers.policies import REPLAY_POLICIES
 from scalesim.replay.roof import least_weight_loads, roof
 from scalesim.trace.trace import TraceCall, TracePiece, TraceTick, with_truth
+from tests.engine.test_models import SHAPES, engine_with
+from tests.engine.world import SHAPE
 
 SMALL = ModelCosts("small", 4e7, 4, 4, 2, 64, 1e7, tied=True)
 LARGE = ModelCosts("large", 9e7, 4, 4, 2, 64, 1e7)
@@ -120,6 +122,31 @@ def test_models_compute_in_turn_and_share_no_state() -> None:
     assert seconds[2] == pytest.approx(2 * seconds[1])
 
 
+def test_a_page_holds_as_many_tokens_of_each_model_as_in_an_engine() -> None:
+    shapes = {None: SHAPE, "llama": SHAPES["llama"], "qwen": SHAPES["qwen"]}
+    costs = [
+        ModelCosts(
+            str(name), 1e6, one.num_layers, one.num_heads, one.num_kv_heads, one.head_dim, 1e5
+        )
+        for name, one in shapes.items()
+    ]
+    models = BoundModels.in_turn(costs, range(3))
+    machine = Machine(
+        CostModel(HARDWARE["h100"], costs[0]), 4_000, 4_000, 400, block_size=32, models=models
+    )
+    with engine_with("llama", "qwen") as engine:
+        sizes = {info.name: info.block_size for info in engine.models.list()}
+    assert [machine.block_size_of(number) for number in (1, 2, 3)] == [
+        32,
+        sizes["llama"],
+        sizes["qwen"],
+    ]
+    ticks = models.apart([TraceTick(0.0, [], [turn(agent, 0, output=11) for agent in range(3)])])
+    _, simulation = play(machine, "deadline", ticks, witness=True)
+    pages = {access.num_read: len(access.pages) for access in simulation.log.accesses.values()}
+    assert pages == {169 // size: 180 // size for size in (32, *sizes.values())}
+
+
 def test_weights_come_while_another_model_computes() -> None:
     """Models in turn, in memory for two: who calls next is known, and the link has time."""
     models = BoundModels.in_turn([SMALL] * NUM_MODELS, range(NUM_MODELS * EACH))
@@ -140,7 +167,7 @@ def test_weights_come_while_another_model_computes() -> None:
         (["--models", "1"], "--models 1: it must be 2 at least"),
         (["--models", "2", "--model", "qwen2.5-0.5b,llama-3.2-1b,qwen2.5-7b"], "than the 3 shapes"),
         (["--models", "9", "--agents", "8"], "9 models for 8 agents"),
-        (["--models", "2", "--pool", "10GB"], "of them for the largest model"),
+        (["--models", "2", "--pool", "10GB"], "of them for its model's weights"),
     ],
 )
 def test_models_that_do_not_fit_are_refused(

@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from scalesim.cli import main
-from scalesim.core import Bytes2D, Fence
+from scalesim.core import Bools, Bytes2D, Fence
 from scalesim.errors import AdapterError
 from scalesim.memory.eviction.policies import POLICIES, Policy
 from scalesim.memory.links.link import Copies, Direction, LinkError, Timeline
@@ -70,8 +71,8 @@ class Plain:
     def fence(self, pages: Sequence[int]) -> int:
         return max((self.fences[page] for page in pages), default=-1)
 
-    def free_pages(self) -> set[int]:
-        return set(self.pages)
+    def free_mask(self) -> Bools:
+        return np.isin(np.arange(self.num_pages), self.pages)
 
     def check(self) -> None:
         assert len(set(self.pages)) == len(self.pages)
@@ -167,8 +168,8 @@ class Miscounts(Plain):
 
 
 class HidesFree(Plain):
-    def free_pages(self) -> set[int]:
-        return set(self.pages[:5])
+    def free_mask(self) -> Bools:
+        return np.isin(np.arange(self.num_pages), self.pages[:5])
 
 
 class LosesFreed(Plain):

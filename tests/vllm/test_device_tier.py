@@ -28,7 +28,7 @@ class Pool:
         self.queue = NextUseQueue(self.inner, self.board.keys, self._note)
         self.cached: dict[object, Block] = {}
         self.used: dict[Block, int] = {}
-        self.board.keys.watch(self.cached.__contains__)
+        self.board.keys.watch(lambda: self.cached)
 
     def _note(self, blocks: Mapping[object, DeviceBlock]) -> None:
         for key, block in blocks.items():

@@ -139,8 +139,8 @@ def test_no_chunk_that_is_read_leaves(acts: list[tuple[str, int, int]]) -> None:
 
 def joined(capacity: int, device: set[Any]) -> tuple[HostTier, Manager]:
     tier = HostTier(capacity)
-    tier.join(board_where_prompts_go_on(), device.__contains__)
-    tier.board.keys.watch(device.__contains__)
+    tier.join(board_where_prompts_go_on(), lambda: device)
+    tier.board.keys.watch(lambda: device)
     return tier, Manager(tier)
 
 
@@ -240,4 +240,4 @@ def test_a_board_of_the_connectors_is_not_taken_late() -> None:
     tier = HostTier(4)
     tier.insert("key", Chunk(0, 0))
     with pytest.raises(AssertionError, match="has 1 chunks already"):
-        tier.join(CallBoard(), set[Any]().__contains__)
+        tier.join(CallBoard(), set[Any])

@@ -24,14 +24,13 @@ NUM_BLOCKS = 24
 def test_no_block_is_lost(seed: int) -> None:
     from vllm.v1.core.block_pool import BlockPool
 
-    from scalesim.vllm.compat import cache_block, found_in
+    from scalesim.vllm.compat import cache_block, keys_in
 
     rng, board = random.Random(seed), CallBoard()
     pool = BlockPool(NUM_BLOCKS, True, 16)
     left: list[Any] = []
     pool.free_block_queue = NextUseQueue(pool.free_block_queue, board.keys, left.extend)
-    on_device = found_in(pool)
-    board.keys.watch(on_device)
+    board.keys.watch(lambda: keys_in(pool))
     calls: dict[str, list[Any]] = {}
     for number in range(300):
         act = rng.choice(["open", "open", "close", "expect", "tick", "evict", "reset"])
@@ -42,7 +41,7 @@ def test_no_block_is_lost(seed: int) -> None:
             board.used(f"{number}", keys)
             held = []
             for key in keys:
-                if not on_device(key):
+                if key not in keys_in(pool):
                     break
                 held.append(pool.cached_block_hash_to_block.get_one_block(key))
             pool.touch(held)

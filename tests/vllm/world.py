@@ -65,7 +65,7 @@ class Pool:
         self.free_block_queue: Any = ListQueue(list(self.blocks))
         self.found: dict[Any, PoolBlock] = {}
         self.cached_block_hash_to_block = SimpleNamespace(
-            get_one_block=lambda key: self.found.get(key), insert=self.found.__setitem__
+            _cache=self.found, get_one_block=self.found.get, insert=self.found.__setitem__
         )
 
     def get_new_blocks(self, count: int) -> list[PoolBlock]:

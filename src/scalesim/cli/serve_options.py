@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from scalesim.checks import path_of
+from scalesim.checks import place_of
 from scalesim.cli.values import COUNT, MEMORY_OR_AUTO, PORT, POSITIVE, SEED, SHARE
 from scalesim.config import CallLimits, EngineConfig, SchedulerConfig
 from scalesim.errors import ConfigError
@@ -50,7 +50,7 @@ class ServeOptions:
     enable_lora: tyro.conf.FlagCreatePairsOff[bool] = False
     """Serve adapters; --lora-modules says the same."""
     lora_modules: tuple[str, ...] = ()
-    """Adapters to serve, as NAME=FOLDER; clients ask for the model NAME."""
+    """Adapters to serve, as NAME=FOLDER or NAME=URL; clients ask for the model NAME."""
     max_loras: Annotated[int | None, COUNT] = None
     """Accepted, and without effect: adapters have no slots here."""
     max_lora_rank: Annotated[int | None, COUNT] = None
@@ -150,16 +150,16 @@ class ServeOptions:
             "drain_timeout": self.drain_timeout,
         }
 
-    def adapters(self) -> dict[str, Path]:
-        """The folders of the adapters, by name. Raises ``ConfigError``."""
-        found: dict[str, Path] = {}
+    def adapters(self) -> dict[str, str | Path]:
+        """The folders and URLs of the adapters, by name. Raises ``ConfigError``."""
+        found: dict[str, str | Path] = {}
         for word in self.lora_modules:
             name, sign, folder = word.partition("=")
             if not (name and sign and folder):
-                raise ConfigError(f"--lora-modules {word[:80]!r} must be NAME=FOLDER")
+                raise ConfigError(f"--lora-modules {word[:80]!r} must be NAME=FOLDER or NAME=URL")
             if name in found:
                 raise ConfigError(f"--lora-modules names {name[:80]!r} twice")
-            found[name] = path_of("--lora-modules", folder, ConfigError)
+            found[name] = place_of("--lora-modules", folder, ConfigError)
         return found
 
 

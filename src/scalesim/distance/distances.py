@@ -347,9 +347,12 @@ class Distances:
 
     # -- calls and ticks ----------------------------------------------------------------------
 
-    def called(self, agent: AgentId, more_calls: int | None = None) -> list[Change]:
+    def called(
+        self, agent: AgentId, more_calls: int | None = None, next_call: float | None = None
+    ) -> list[Change]:
         """Note that a request of ``agent`` arrived: a hint for this tick or before came true. If it
-        is told that ``more_calls`` follow, the burst goes on until then, and no longer."""
+        is told that ``more_calls`` follow, the burst goes on until then, and no longer. A
+        ``next_call``, a finite time in ticks, is ``expect`` of the agent behind this call."""
         row = self._row(agent)
         rows, now = self._rows, self.clock.now
         rows.known[row] = True
@@ -363,9 +366,11 @@ class Distances:
         self._called[row] = None
         for voice in self._voices:
             voice.ledger.called(row, now, first=first)
+        if next_call is not None:
+            self._voices[0].ledger.post_one(row, next_call, 1.0, now)
         self._combine_one(row)
-        rows.told[row] = _NOT_TOLD  # each call is reported: equal next uses are ordered by call
-        changes = self._changes([row])
+        rows.told[row] = now
+        changes: list[Change] = [(agent, now)]  # each call: equal next uses are ordered by call
         if first and len(self._voices) > 2:
             changes += self._ask(lambda source: source.called(agent, now))
         return changes

@@ -196,6 +196,7 @@ class CudaBackend:
         from scalesim.memory.links.cuda_link import CudaLink
         from scalesim.memory.pools.pinned import PinnedPages
         from scalesim.memory.pools.storage import allocate_device_pages
+        from scalesim.model.runner.cuda_branch import CudaBranch
         from scalesim.model.runner.cuda_runner import CudaRunner
 
         geometry, settings, fences = plan.geometry, plan.settings, Fences()
@@ -213,8 +214,8 @@ class CudaBackend:
             pool = pool_view(pages, geometry, weights.dtype)
             paged = PagedModel(weights, pages)
             kernels = select(self.name, settings.reproducible)
-            runner = CudaRunner(
-                paged.model, kernels, pool, self._device, fences, settings, layouts, own
+            runner = CudaBranch(
+                paged.model, kernels, pool, self._device, settings, own.device_table, layouts
             )
             runner.warm_up(token_counts)
             runners.add(number, runner, paged)

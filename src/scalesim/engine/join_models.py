@@ -55,9 +55,10 @@ class JoinModels:
     adapters: dict[Hashable, tuple[LayoutTable, AdapterHome]] = field(default_factory=dict)
 
     def __call__(self, name: str, path: str | Path, number: int, dummy_weights: bool) -> AddedModel:
-        load = partial(self._load, path, name, dummy_weights)
-        loaded = load()
-        shape, folder = loaded.config, str(path)
+        loaded = self._load(path, name, dummy_weights)
+        load = partial(self._load, loaded.folder, name, dummy_weights)
+        is_folder = Path(path).expanduser().is_dir()  # and no name on a hub
+        shape, folder = loaded.config, str(loaded.folder if is_folder else path)
         if not isinstance(shape, ModelConfig):
             raise ModelError(f"model {folder}: only ScaleSim's own layers run beside another model")
         try:

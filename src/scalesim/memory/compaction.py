@@ -105,7 +105,7 @@ class Compaction:
         """The first page of the window of ``length`` with the fewest pages in use, none of which is
         fixed; the lowest of several. O(pages)."""
         costs = np.full(self._pool.num_pages, _FIXED, np.int64)
-        costs[list(self._pool.free_pages())] = 0
+        costs[self._pool.free_mask()] = 0
         costs[list(places)] = 1
         sums = np.concatenate(([0], np.cumsum(costs)))
         if length > len(costs):

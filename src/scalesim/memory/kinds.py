@@ -208,6 +208,7 @@ class OriginSource(PageSource):
     page_bytes: int
     named: Callable[[str], StateKind]
     read_s: float | None = None
+    is_far: bool = False
     error: type[ScaleSimError] = StateError
     again: str = "assign it again"
 

@@ -78,6 +78,7 @@ class MemoryManager(MemoryParts):
         attachments: Sequence[AttachmentSpec] = (),
         salt: bytes = b"",
         max_loading_pages: int | None = None,
+        backlog: int = 0,
     ) -> Lease | None:
         """Look up ``tokens`` (int32 as bytes), pin what is cached of them, and reserve
         ``num_blocks`` blocks in all.
@@ -85,13 +86,14 @@ class MemoryManager(MemoryParts):
         Returns ``None``, with nothing changed, if the pages cannot be had now. Loads of what is on
         the host start at once, and the lease is ready when they are over. At least the last token
         is left to be computed. With ``max_loading_pages``, a lease that would have to load is
-        refused if all waiting leases would then hold more pages than that.
+        refused if all waiting leases would then hold more pages than that. A prefill of ``backlog``
+        tokens goes before what the lease computes, and loads have that time.
 
         ``attachments`` are pinned and loaded as well. Raises ``AttachmentError`` for one that does
         not exist. With a ``salt``, only what was computed with the same salt is found.
         """
         return self.admission.acquire(
-            agent, tokens, num_blocks, attachments, salt, max_loading_pages
+            agent, tokens, num_blocks, attachments, salt, max_loading_pages, backlog
         )
 
     def grow(self, lease: Lease, num_blocks: int) -> bool:

@@ -107,7 +107,7 @@ class MemoryParts:
         )
         self.tree, self.table = PrefixTree(self.block_size), BlockTable(self._num_rows)
         self.ranking = ranking = self._make_ranking(self.tree, self.policy, self.timing)
-        self.prefetch_queue = queue = PrefetchQueue(
+        queue = PrefetchQueue(
             self.timing, enabled=self.policy.look_ahead, has_disk=self._disk_pages > 0
         )
         self.owners = owners = Owners(self.tree, ranking, queue)
@@ -133,13 +133,6 @@ class MemoryParts:
         accounts = LookupAccounts(self.counters, ranking, self.misses, self.planner, queue)
         self.admission = Admission(*shared, PrefixLookup(residency, self.attachments), accounts)
         self.releases = Releases(*shared, self.misses, self.orphans)
-
-    @property
-    def read_ahead_pages(self) -> int:
-        """Host pages that reads from the disk may fill ahead of requests that wait: half of all; 0
-        where there is nothing to read."""
-        may_read = len(self.prefetch_queue.stages) and self.residency.disk.is_there
-        return self.host.num_usable // 2 if may_read else 0
 
     def _pool(self, tier: TierName, num_pages: int, *, first: int) -> Pool:
         if self.page_log is not None and self._make_pool is PagePool:

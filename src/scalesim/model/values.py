@@ -64,12 +64,18 @@ def bytes_in(rows: Any, num_bytes: int, device: str = "cpu") -> Tensor:
     return torch.as_tensor(rows.reshape(-1)[:num_bytes], device=device)
 
 
+def has_elements(tensor: Tensor) -> bool:
+    """Whether each element of ``tensor`` is in memory: of sparse tensors some are not, and of
+    those on the device ``meta`` none."""
+    return tensor.layout is torch.strided and not tensor.is_meta
+
+
 def _tensor_of(value: Any) -> Tensor:
     try:
         tensor = _from_numpy(value) if isinstance(value, np.ndarray) else value
     except TypeError as error:
         raise StateError(f"an array of dtype {value.dtype} is no tensor: {error}") from error
-    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+    if not has_elements(tensor) or tensor.is_quantized:
         raise StateError(f"a tensor of {tensor.layout} on {tensor.device}; state is dense tensors")
     return tensor.detach()
 

@@ -116,8 +116,9 @@ class CallBoard:
 
     # -- calls -----------------------------------------------------------------------------------
 
-    def begin(self, call: str, agent: AgentId | None) -> None:
-        """The call ``call`` of ``agent`` has begun; of nobody's with ``None``. Twice is once."""
+    def begin(self, call: str, agent: AgentId | None, next_call: float | None = None) -> None:
+        """The call ``call`` of ``agent`` has begun; of nobody's with ``None``. Twice is once.
+        ``next_call`` is ``expect`` of the agent behind this call, at a time of the clock."""
         if call in self._calls:
             return
         owner = KeyOwner(None) if agent is None else self._owner(agent)
@@ -125,7 +126,8 @@ class CallBoard:
         self.keys.use(owner)
         owner.num_open += 1
         if agent is not None:
-            self._apply(self.distances.called(agent))  # which tells each call: not coming any more
+            # told for each call: not coming any more
+            self._apply(self.distances.called(agent, next_call=next_call))
 
     def used(self, call: str, keys: Sequence[Key], depths: Sequence[int] | None = None) -> None:
         """The open call ``call`` uses ``keys``, in the order of the prompt. ``depths`` are their

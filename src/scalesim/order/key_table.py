@@ -6,7 +6,7 @@ has left behind, and what no agent has named, are groups of their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from scalesim.distance.clock import Clock
@@ -37,16 +37,15 @@ class KeyTable:
         self._crowd = KeyGroup(())
         self._strays = KeyOwner(None)  # owns what a tier holds and no call has named
         self._orders: list[OrderOfKeys] = []
-        self._holds: list[Callable[[Key], object]] = []
+        self._held: list[Callable[[], Container[Key]]] = []
         self._seq = 0
 
     def __len__(self) -> int:
         return len(self._keys)
 
-    def watch(self, holds: Callable[[Key], object]) -> None:
-        """A tier holds those keys for which ``holds`` is true. Called often: the tier first that
-        holds most."""
-        self._holds.append(holds)
+    def watch(self, held: Callable[[], Container[Key]]) -> None:
+        """A tier holds the keys of ``held()``. Asked often: the tier first that holds most."""
+        self._held.append(held)
 
     def attach(self, order: OrderOfKeys) -> None:
         """Tell ``order`` of changes from now on."""
@@ -156,8 +155,9 @@ class KeyTable:
 
     def _not_held(self, keys: Iterable[Key]) -> Iterable[Key]:
         """Those of ``keys`` that no tier holds."""
-        for holds in self._holds:
-            keys = [key for key in keys if not holds(key)]
+        for held in self._held:
+            there = held()
+            keys = [key for key in keys if key not in there]
             if not keys:
                 break
         return keys

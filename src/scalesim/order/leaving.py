@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Collection, Iterable
+from itertools import count as numbers
 
 from scalesim.memory.eviction.lazy_heap import LazyHeap
 from scalesim.order.key_table import KeyTable
@@ -54,18 +55,19 @@ class LeavingOrder:
                 self.discard(key)
             if shelf is None or shelf.group is not group:
                 shelf = self._shelves.get(group) or self._open(group)
+                shelf.tidy()
             at[key] = shelf
-            shelf.live.add(key)
-            if key not in shelf.entered:
-                shelf.enter(key, owned)
+            shelf.add(key, owned)
 
-    def discard(self, key: Key) -> None:
-        """Remove ``key``, if it is there."""
+    def discard(self, key: Key) -> bool:
+        """Remove ``key``. Returns whether it was there."""
         shelf = self._at.pop(key, None)
-        if shelf is not None:
-            shelf.live.discard(key)
-            if not shelf.live:
-                self._close(shelf)
+        if shelf is None:
+            return False
+        shelf.live.discard(key)
+        if not shelf.live:
+            self._close(shelf)
+        return True
 
     def peek(self) -> Key | None:
         """The key that leaves first; ``None`` if there is none."""
@@ -94,7 +96,8 @@ class LeavingOrder:
             taken += found
             if not shelf.live:
                 self._close(shelf)
-        self.add_all(passed)
+        if passed:
+            self.add_all(passed)
         return taken
 
     def num_before(self, key: Key, limit: int) -> int:
@@ -151,7 +154,8 @@ class LeavingOrder:
 
     def keys_moved(self, keys: Iterable[Key]) -> None:
         """``keys`` belong to other groups."""
-        self.add_all([key for key in keys if key in self._at])
+        if here := [key for key in keys if key in self._at]:
+            self.add_all(here)
 
 
 class _Shelf:
@@ -169,39 +173,41 @@ class _Shelf:
         self.live: set[Key] = set()
         self.entered: set[Key] = set()
         self._heap: list[tuple[int, int, int, Key]] = []
-        self._seq = 0
+        self._seq = numbers(1).__next__
 
-    def enter(self, key: Key, owned: OwnedKey) -> None:
-        """Give ``key``, which is live, an entry."""
-        self.entered.add(key)
-        self._seq += 1
-        heap = self._heap
-        heapq.heappush(heap, (owned.stamp, -owned.depth, self._seq, key))
-        if len(heap) > 2 * len(self.live) + 16:
-            self._heap = [entry for entry in heap if entry[3] in self.live]
+    def add(self, key: Key, owned: OwnedKey) -> None:
+        """Make ``key`` live."""
+        self.live.add(key)
+        if key not in self.entered:
+            self.entered.add(key)
+            heapq.heappush(self._heap, (owned.stamp, -owned.depth, self._seq(), key))
+
+    def tidy(self) -> None:
+        """Drop the entries of keys that are not live, once there are many."""
+        if len(self._heap) > 2 * len(self.live) + 16:
+            self._heap = [entry for entry in self._heap if entry[3] in self.live]
             self.entered = set(self.live)
             heapq.heapify(self._heap)
 
     def take(self, count: int) -> list[Key]:
         """Remove the first ``count`` keys, or all if there are no more."""
+        heap, live, entered, owned_of = self._heap, self.live, self.entered, self._keys.owned
         found: list[Key] = []
-        while self.live and len(found) < count:
-            key = self.first()
-            heapq.heappop(self._heap)
-            self.entered.remove(key)
-            self.live.remove(key)
-            found.append(key)
+        while live and len(found) < count:
+            stamp, depth, _, key = heap[0]
+            if key in live:
+                owned = owned_of(key)
+                if stamp != owned.stamp or depth != -owned.depth:
+                    heapq.heapreplace(heap, (owned.stamp, -owned.depth, self._seq(), key))
+                    continue
+                live.remove(key)
+                found.append(key)
+            heapq.heappop(heap)
+            entered.remove(key)
         return found
 
     def first(self) -> Key:
-        while True:
-            stamp, depth, _, key = self._heap[0]
-            if key not in self.live:
-                heapq.heappop(self._heap)
-                self.entered.remove(key)
-                continue
-            owned = self._keys.owned(key)
-            if (stamp, depth) == (owned.stamp, -owned.depth):
-                return key
-            self._seq += 1
-            heapq.heapreplace(self._heap, (owned.stamp, -owned.depth, self._seq, key))
+        """The first key, which stays."""
+        [key] = self.take(1)
+        self.add(key, self._keys.owned(key))
+        return key

@@ -9,34 +9,67 @@ they say the same.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from scalesim.checks import agent_id, agent_ids, number, refuse
 from scalesim.core import AgentId
 from scalesim.distance.clock import MAX_TIME
+from scalesim.errors import RequestError
 from scalesim.order.board import CallBoard
 
 PARAMETER = "scalesim"
 EXPECT_ACTION = "sim.expect"
+_log = logging.getLogger(__name__)
 _FIELDS = ("agent", "now", "next", "expect")
 
 
 class RequestHint(NamedTuple):
-    """The agent of a request, ``None`` for nobody's; ``now`` and the next calls of agents, in ticks
-    of the clock."""
+    """The agent of a request, ``None`` for nobody's; ``now``, the agent's next call, and those of
+    others, in ticks of the clock."""
 
     agent: AgentId | None = None
     now: float | None = None
+    next_call: float | None = None
     expect: Mapping[AgentId, float] = {}
 
     def tell(self, board: CallBoard, call: str) -> None:
         """Begin ``call`` on ``board``, with all that the hint says."""
         if self.now is not None:
             board.tick(to=self.now)
-        board.begin(call, self.agent)
+        board.begin(call, self.agent, self.next_call)
         if self.expect:
             board.expect(self.expect)
+
+
+class HintReader:
+    """Reads what requests say. What cannot be read is counted, and logged the first time; its
+    request goes on as that of its session, or of nobody."""
+
+    def __init__(self) -> None:
+        self.num_malformed = 0
+
+    def hint(self, given: object, session: object = None) -> RequestHint:
+        """``read_hint``."""
+        try:
+            return read_hint(given, session)
+        except RequestError as error:
+            self._ignore(error)
+        return RequestHint(session if type(session) is str else None)
+
+    def actions(self, envelope: Any, now: float) -> dict[AgentId, float]:
+        """``read_actions``."""
+        try:
+            return read_actions(envelope, now)
+        except RequestError as error:
+            self._ignore(error)
+        return {}
+
+    def _ignore(self, error: RequestError) -> None:
+        self.num_malformed += 1
+        if self.num_malformed == 1:
+            _log.warning("a request's hint is ignored, as will be others like it: %s", error)
 
 
 def read_hint(given: object, session: object = None) -> RequestHint:
@@ -52,13 +85,15 @@ def read_hint(given: object, session: object = None) -> RequestHint:
             refuse(f"{PARAMETER} field", field, f"must be one of: {', '.join(_FIELDS)}")
     agent = said.get("agent", session)
     agent = None if agent is None else agent_id(agent)
-    expect = read_times("expect", said.get("expect") or {})
-    if said.get("next") is not None:
+    now, next_call, expect = said.get("now"), said.get("next"), said.get("expect")
+    if now is not None:
+        now = number("now", now, 0.0, MAX_TIME)
+    if next_call is not None:
         if agent is None:
-            refuse("next", said["next"], "needs an agent, or a session_id, whose call it is")
-        expect[agent] = number("next", said["next"], 0.0, MAX_TIME)
-    now = said.get("now")
-    return RequestHint(agent, None if now is None else number("now", now, 0.0, MAX_TIME), expect)
+            refuse("next", next_call, "needs an agent, or a session_id, whose call it is")
+        next_call = number("next", next_call, 0.0, MAX_TIME)
+    others = {} if expect is None else read_times("expect", expect)
+    return RequestHint(agent, now, next_call, others)
 
 
 def read_times(name: str, given: Any) -> dict[AgentId, float]:
@@ -79,6 +114,12 @@ def read_actions(envelope: Any, now: float) -> dict[AgentId, float]:
         if action.action_type != EXPECT_ACTION:
             continue
         said = action.payload
+        if not isinstance(said, Mapping):
+            refuse(
+                f"payload of {EXPECT_ACTION}",
+                said,
+                "must be an object, as in {'agents': ['bob'], 'in': 3}",
+            )
         named = said.get("agents", [said.get("agent_id", said.get("session_id"))])
         at = said.get("at")
         if at is None:

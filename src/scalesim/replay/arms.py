@@ -50,17 +50,19 @@ def parts_for(machine: Machine, policy_name: str) -> EngineParts:
         make_planner=planning.make_planner,
         move_pages=lambda sources, targets: _move(machine, link, len(sources)),
     )
-    held = 0
+    pool_len = pages * geometry.block_size
     if models is not None:
         models.join(memory)
-        held = models.largest(geometry.page_bytes)
+        pool_len = min(
+            (pages - models.num_pages(number, geometry.page_bytes)) * machine.block_size_of(number)
+            for number in models.all
+        )
     config = SchedulerConfig(
         max_num_seqs=machine.max_num_seqs,
         max_num_batched_tokens=machine.max_num_batched_tokens,
         order=machine.order,
     )
     runner = VirtualRunner(StubRunner(VOCAB_SIZE), link, machine.costs, machine.first_tokens)
-    pool_len = (pages - held) * geometry.block_size
     model = TextModel(VOCAB_SIZE, frozenset(), machine.max_len, pool_len)
     scheduler = Scheduler(memory, config, min(machine.max_len, model.pool_len), machine.cost)
     return EngineParts(runner, memory, scheduler, link, model, time_s=lambda: link.now_s)
@@ -189,7 +191,7 @@ def play(
         if index == warmup:
             before, start_s = counted(simulation), simulation.link.now_s
             turns, waited = simulation.log.turns, len(simulation.log.waited)
-            if witness:
+            if witness and machine.models is None:
                 cached = simulation.cached_pages()
                 near = simulation.cached_pages(on_host=True) if machine.disk_pages else near
         simulation.tick(tick)

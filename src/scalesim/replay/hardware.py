@@ -15,6 +15,7 @@ from scalesim.errors import ConfigError
 from scalesim.memory.geometry import PageGeometry
 from scalesim.scheduler.step_costs import StepCosts
 
+KV_BYTES = 2  # of an element of K and V, which are bf16
 Order: TypeAlias = 'Literal["longest", "arrival"]'
 """``SchedulerConfig.order``."""
 
@@ -103,10 +104,12 @@ class ModelCosts:
     @property
     def token_bytes(self) -> int:
         """Bytes of K and V of one token over all layers."""
-        return 2 * 2 * self.num_layers * self.num_kv_heads * self.head_dim
+        return 2 * KV_BYTES * self.num_layers * self.num_kv_heads * self.head_dim
 
     def geometry(self, block_size: int | None = None) -> PageGeometry:
-        return PageGeometry.choose(self.num_layers, self.num_kv_heads, self.head_dim, 2, block_size)
+        return PageGeometry.choose(
+            self.num_layers, self.num_kv_heads, self.head_dim, KV_BYTES, block_size
+        )
 
 
 # From the models' own config.json files.

@@ -40,6 +40,13 @@ class Machine:
     def geometry(self) -> PageGeometry:
         return self.cost.model.geometry(self.block_size)
 
+    def block_size_of(self, number: int) -> int:
+        """The tokens of model ``number`` whose KV a page holds; 0 is the model beside the pool."""
+        geometry = self.geometry
+        if self.models is None or not number:
+            return geometry.block_size
+        return self.models.block_size(number, geometry.page_bytes)
+
     @property
     def costs(self) -> tuple[CostModel, ...]:
         """The costs of each model, by number; model 0 has its weights beside the pool."""

@@ -2,8 +2,8 @@
 page pool, as in an engine with ``add_model``.
 
 All models have their weights in pages; a page has the bytes that a block of the widest KV takes,
-and holds as many tokens of the others, so that a roof counts the blocks of all alike.
-Models have no text in common: equal tokens of two models are different state.
+and holds as many tokens of each of the others as fit. Models have no text in common: equal tokens
+of two models are different state.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import numpy as np
 
 from scalesim.core import AgentId
 from scalesim.errors import ConfigError
+from scalesim.memory.geometry import BLOCK_SIZES, PageGeometry
 from scalesim.memory.lease import AttachmentSpec
 from scalesim.memory.leases.weights import WeightsContent, weights_spec
 from scalesim.memory.links.link import InMemorySource
 from scalesim.memory.manager import MemoryManager
-from scalesim.replay.hardware import ModelCosts
+from scalesim.replay.hardware import KV_BYTES, ModelCosts
 from scalesim.trace.trace import TraceCall, TracePiece, TraceTick
 
 
@@ -56,15 +57,22 @@ class BoundModels:
         """The pages of the largest model's weights."""
         return max(self.num_pages(number, page_bytes) for number in self.all)
 
+    def block_size(self, number: int, page_bytes: int) -> int:
+        """The tokens of model ``number`` whose KV a page holds, as in an engine on a GPU."""
+        model = self.costs[number - 1]
+        return PageGeometry.fitting(
+            model.num_layers, model.num_kv_heads, model.head_dim, KV_BYTES, page_bytes, BLOCK_SIZES
+        ).block_size
+
     @property
     def all(self) -> range:
         """The numbers of all models."""
         return range(1, len(self.costs) + 1)
 
-    def attachment(self, agent: AgentId | None, block_size: int) -> AttachmentSpec:
-        """The weights that a request of ``agent`` needs; a page holds ``block_size`` tokens."""
+    def attachment(self, agent: AgentId | None, page_bytes: int) -> AttachmentSpec:
+        """The weights that a request of ``agent`` needs."""
         number = self.numbers[agent]
-        return weights_spec(_digest(number), number, block_size)
+        return weights_spec(_digest(number), number, self.block_size(number, page_bytes))
 
     def join(self, memory: MemoryManager) -> None:
         """Add all weights to ``memory``, and bind the agents. Their source is in memory: what is

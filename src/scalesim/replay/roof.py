@@ -34,7 +34,7 @@ import numpy as np
 
 from scalesim.core import AgentId, Int32s
 from scalesim.replay.content import VOCAB_SIZE, tokens_of
-from scalesim.replay.hardware import CostModel, StepWork
+from scalesim.replay.hardware import StepWork
 from scalesim.replay.machine import Machine
 from scalesim.trace.trace import TraceCall, TraceTick, common_length
 
@@ -112,23 +112,25 @@ class _Floors:
     """The least seconds of each tick, tick by tick."""
 
     def __init__(self, machine: Machine) -> None:
-        self._machine, self._computed = machine, Computed(machine.geometry.block_size)
-        self._costs = machine.costs
+        self._machine, self._costs = machine, machine.costs
+        numbers = range(len(self._costs))
+        self._computed = [Computed(machine.block_size_of(number)) for number in numbers]
 
     def tick(self, calls: list[TraceCall]) -> tuple[float, float]:
         """The tick's least seconds: (with a pool for all state, with the machine's pool)."""
-        machine, computed = self._machine, self._computed
+        machine = self._machine
         if not calls:
             return 0.0, 0.0
-        computed.begin_tick()
+        for computed in self._computed:
+            computed.begin_tick()
         least_s = compute_s = 0.0
         weights = 0
         for number, own in _by_model(machine, calls).items():
-            floor_s, busy_s = self._of_model(self._costs[number], own)
+            floor_s, busy_s = self._of_model(number, own)
             least_s, compute_s = least_s + floor_s, compute_s + busy_s
             if machine.models is not None:
                 weights += machine.models.num_pages(number, machine.geometry.page_bytes)
-        read = computed.pages_read
+        read = sum(computed.pages_read for computed in self._computed)
         missing = max(0, read + weights - machine.device_pages)
         pool_s = max(least_s, self._brought_s(missing, read, compute_s, machine.link_bytes_per_s))
         if machine.disk_pages:
@@ -136,13 +138,14 @@ class _Floors:
             pool_s = max(pool_s, self._brought_s(far, read, compute_s, machine.disk_bytes_per_s))
         return least_s, pool_s
 
-    def _of_model(self, cost: CostModel, calls: list[TraceCall]) -> tuple[float, float]:
-        """The least seconds of calls of one model, and those of them that are not reading."""
-        machine = self._machine
+    def _of_model(self, number: int, calls: list[TraceCall]) -> tuple[float, float]:
+        """The least seconds of calls of model ``number``, and those of them that are not
+        reading."""
+        machine, cost, computed = self._machine, self._costs[number], self._computed[number]
         tokens = pairs = context = 0
         for call in calls:
             prompt, output = call.prompt_len, call.output.length
-            new, twice = self._computed.add(_computed_tokens(call), prompt)
+            new, twice = computed.add(_computed_tokens(call), prompt)
             for first, last, sign in ((new, prompt + output - 1, 1), (*twice, -1)):
                 count, seen = _attended(first, last, machine.first_tokens)
                 tokens, pairs = tokens + sign * count, pairs + sign * seen
@@ -163,10 +166,12 @@ class _Floors:
         """The least seconds for bringing ``missing`` pages at ``rate`` bytes a second, or
         recomputing up to ``state`` of them, concurrently with other arithmetic that takes
         ``compute_s``."""
-        geometry = self._machine.geometry
-        block = StepWork(geometry.block_size, 0, 0)
-        again_s = min(cost.compute_s(cost.flops(block)) for cost in self._costs)
-        load_s = geometry.page_bytes / rate
+        machine = self._machine
+        again_s = min(
+            cost.compute_s(cost.flops(StepWork(machine.block_size_of(number), 0, 0)))
+            for number, cost in enumerate(self._costs)
+        )
+        load_s = machine.geometry.page_bytes / rate
         computed = (missing * load_s - compute_s) / (load_s + again_s)  # both then take as long
         return (missing - min(computed, state)) * load_s if computed > 0 else 0.0
 

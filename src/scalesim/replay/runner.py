@@ -52,7 +52,6 @@ class VirtualRunner:
         self.ended_s: dict[int, float] = {}  # by step of the engine
         self.inner, self._link, self._costs = inner, link, costs
         self._first_tokens = first_tokens
-        self._token_bytes = costs[0].model.token_bytes
 
     def launch(self, batch: Batch) -> LaunchedStep:
         step = self.inner.launch(batch)
@@ -100,7 +99,11 @@ class VirtualRunner:
             (number, StepWork(*(int(each[seqs].sum()) for each in (real, ends, pairs))))
             for number, seqs in groups
         ]
-        return works, float((counts - real).sum()) * self._token_bytes
+        fetched = sum(
+            int((counts - real)[seqs].sum()) * self._costs[number].model.token_bytes
+            for number, seqs in groups
+        )
+        return works, float(fetched)
 
 
 def by_model(weights: AttachmentBatch | None, num_seqs: int) -> list[tuple[int, slice | Int64s]]:

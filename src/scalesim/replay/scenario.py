@@ -97,8 +97,10 @@ class Scenario:
         call, with the weights of its model."""
         cost = cost_of(sizes)
         geometry = cost.model.geometry()
-        weights = 0 if self.models is None else self.models.largest(geometry.page_bytes)
-        longest = self.max_len // geometry.block_size + 1 + weights
+        longest, weights = max(
+            (self.max_len // size + 1 + weights, weights)
+            for _, size, weights in _by_model(self.models, geometry)
+        )
         device = max(int(self.pages * sizes.residency), longest)
         host = int(self.pages * sizes.host)
         if sizes.pool_bytes is not None:
@@ -107,7 +109,7 @@ class Scenario:
                 raise ConfigError(
                     f"--pool {sizes.pool_bytes} bytes hold {device} pages, and the longest call of "
                     f"{self.max_len} tokens takes {longest} ({longest * geometry.page_bytes} bytes)"
-                    + (f", {weights} of them for the largest model" if weights else "")
+                    + (f", {weights} of them for its model's weights" if weights else "")
                 )
         if sizes.host_bytes is not None:
             host = sizes.host_bytes // geometry.page_bytes
@@ -145,10 +147,21 @@ def _bound(sizes: Sizes, agents: Iterable[AgentId | None]) -> BoundModels | None
     return BoundModels.in_turn(costs, agents)
 
 
-def _weight_pages(models: BoundModels | None, geometry: PageGeometry) -> int:
+def _by_model(
+    models: BoundModels | None, geometry: PageGeometry, agents: Iterable[AgentId | None] = ()
+) -> list[tuple[list[AgentId | None], int, int]]:
+    """(those of ``agents`` that use it, tokens a page holds, pages of its weights) of each model.
+    A single model has its weights beside the pool."""
     if models is None:
-        return 0
-    return sum(models.num_pages(number, geometry.page_bytes) for number in models.all)
+        return [([*agents], geometry.block_size, 0)]
+    users: dict[int, list[AgentId | None]] = {number: [] for number in models.all}
+    for agent in agents:
+        users[models.numbers[agent]].append(agent)
+    page_bytes = geometry.page_bytes
+    return [
+        (own, models.block_size(number, page_bytes), models.num_pages(number, page_bytes))
+        for number, own in users.items()
+    ]
 
 
 def of_workload(kind: Kind, knobs: Knobs, sizes: Sizes, *, learned: bool = False) -> Scenario:
@@ -157,10 +170,11 @@ def of_workload(kind: Kind, knobs: Knobs, sizes: Sizes, *, learned: bool = False
     first = 0
     if sizes.adapter:
         first = -(-ADAPTER_BYTES // geometry.page_bytes) * geometry.block_size
-    pages = knobs.pages(geometry.block_size) + knobs.agents * first // geometry.block_size
     models = _bound(sizes, range(knobs.agents))
-    pages += (sizes.num_models - 1) * (knobs.shared // geometry.block_size)
-    pages += _weight_pages(models, geometry)
+    pages = sum(
+        replace(knobs, agents=len(own)).pages(size) + len(own) * -(-first // size) + weights
+        for own, size, weights in _by_model(models, geometry, range(knobs.agents))
+    )
 
     def ticks() -> Iterable[TraceTick]:
         found = generate(kind, knobs, first)
@@ -196,17 +210,21 @@ def of_trace(
     found = informed(with_truth(ticks), hints)
     calls = [call for tick in found for call in tick.calls]
     geometry = cost_of(sizes).model.geometry()
-    size = geometry.block_size
     longest = max(call.prompt_len + call.output.length for call in calls)
-    last = {call.agent: call for call in calls if call.agent is not None}
-    pages, note = state_pages(last.values(), size), ""
+    last: dict[AgentId | None, TraceCall] = {
+        call.agent: call for call in calls if call.agent is not None
+    }
+    note = ""
+    pages = sum(
+        state_pages((last[agent] for agent in own), size) + weights
+        for own, size, weights in _by_model(models, geometry, last)
+    )
     if not last:
-        pages = int(sizes.running * (longest // size + 1) / sizes.residency)
+        pages += int(sizes.running * (longest // geometry.block_size + 1) / sizes.residency)
         note = (
             "No call names its agent, so nothing is kept for one: all policies give the same, and "
             "the pool is as large as what runs."
         )
-    pages += _weight_pages(models, geometry)
     return Scenario(
         name, lambda: found, pages, longest, 0, len(found),
         _learned if hints == "learned" else tuple, note, models,

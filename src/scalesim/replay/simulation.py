@@ -113,8 +113,8 @@ class Simulation:
         self.runner.ended_s.clear()
 
     def cached_pages(self, *, on_host: bool = False) -> set[int]:
-        """The pages on the device and on their way there, by the ids of ``Log.accesses``;
-        ``on_host``: those on the host as well."""
+        """The pages of a single model on the device and on their way there, by the ids of
+        ``Log.accesses``; ``on_host``: those on the host as well."""
         found: set[int] = set()
         page_bytes = self.loop.memory.block_size * np.dtype(np.int32).itemsize
         for tokens in self.loop.memory.prefixes(on_host=on_host):
@@ -150,8 +150,8 @@ class Simulation:
             request = Request(tokens, traced.agent, params, more_calls=more_calls)
             call = Call(request, model, tokens)
             if self._models is not None:
-                size = loop.memory.block_size
-                call.attachments = (self._models.attachment(traced.agent, size),)
+                page_bytes = loop.memory.page_bytes
+                call.attachments = (self._models.attachment(traced.agent, page_bytes),)
             call.submitted_s = self.link.now_s
             _Open(traced, call, self._ended)
             calls.append(call)
@@ -200,7 +200,7 @@ class Simulation:
     def _see(self, call: Call) -> None:
         sequence = call.sequence
         assert sequence is not None
-        size = self.loop.memory.block_size
+        size = self.loop.memory.block_size_of(call.attachments)
         tokens = call.tokens.tobytes() + sequence.output[:-1].tobytes()  # the last was not computed
         pages = page_ids(tokens, size * call.tokens.itemsize, self._pages)
         read = (sequence.prompt_len - 1) // size

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from scalesim.checks import flag, instance, path_of, text
+from scalesim.checks import flag, instance, is_url, path_of, place_of, text
 from scalesim.core import AgentId, Bytes2D, Int32s
 from scalesim.errors import AdapterError, PromptTooLongError
 from scalesim.memory.lease import ADAPTER
@@ -38,7 +38,8 @@ class HomedAdapter(NamedTuple):
 
 
 class _Origin(NamedTuple):
-    """The folder of an adapter's name, ``None`` after an update, and the name of its model."""
+    """The folder or URL of an adapter's name, ``None`` after an update, and the name of its
+    model."""
 
     path: str | None
     model: str | None
@@ -74,16 +75,17 @@ class AdapterRegistry(Bindings[HomedAdapter]):
     def add(
         self, name: str, path: str | Path, *, replace: bool = False, model: str | None = None
     ) -> Adapter:
-        """Read the adapter in the folder ``path`` and give it ``name``. Calls made after this use
-        the adapter; open calls keep the content that they began with. ``model``: whose adapter it
-        is, a name that ``Engine.add_model`` was given, or the engine's own model.
+        """Read the adapter in the folder ``path``, or under a URL as fsspec understands it, and
+        give it ``name``. Calls made after this use the adapter; open calls keep the content that
+        they began with. ``model``: whose adapter it is, a name that ``Engine.add_model`` was
+        given, or the engine's own model.
 
-        Raises ``AdapterError`` for a folder that cannot be used, and for a name that has other
+        Raises ``AdapterError`` for a place that cannot be used, and for a name that has other
         content already unless ``replace``; ``ModelError`` for an unknown model.
         """
         self._check()
         name = text("adapter name", name, AdapterError, empty=False)
-        path_of("path", path, AdapterError)
+        place_of("path", path, AdapterError)
         flag("replace", replace, AdapterError)
         home = self._home_of(model)
         if home.read is None:
@@ -95,7 +97,7 @@ class AdapterRegistry(Bindings[HomedAdapter]):
                     f"adapter name {name!r} has other content, from "
                     f"{self._origin(name).path or 'update()'}; remove it, or give replace=True"
                 )
-            self._settle(name, home, content, _Origin(str(path), model))
+            self._settle(name, home, content, _Origin(content.origin or str(path), model))
         return Adapter(self, name)
 
     def update(self, name: str, tensors: Mapping[str, Any]) -> None:
@@ -188,7 +190,8 @@ class AdapterRegistry(Bindings[HomedAdapter]):
             if not adapter.is_of(self):
                 raise AdapterError(f"{adapter!r} is another engine's; add it to this one")
             return adapter.name
-        name = str(path_of("adapter", adapter, AdapterError))
+        is_stored = isinstance(adapter, str) and is_url(adapter)
+        name = str(adapter if is_stored else path_of("adapter", adapter, AdapterError))
         if name not in self:
             self.add(name, adapter, model=model)
         return name

@@ -13,33 +13,18 @@ from scalesim.memory.manager import MemoryManager
 from scalesim.scheduler.queue import RequestQueue
 from scalesim.scheduler.slots import Slots
 
-MAX_READ_AHEAD = 256  # requests, each of which the planner looks at in every iteration
-
-
-def num_read_ahead(queue: RequestQueue, memory: MemoryManager) -> int:
-    """For how many requests in line, in the order of service, the disk may read ahead: as many as
-    the first in line would be in the pages that ``memory`` has for that."""
-    first, num_pages = next(iter(queue.line), None), memory.read_ahead_pages
-    if first is None or not num_pages:
-        return 0
-    num_blocks = -(-len(first.tokens) // memory.block_size_of(first.attachments))
-    return min(MAX_READ_AHEAD, num_pages // num_blocks)
-
 
 class QueueForecast:
     """The forecast as of when it is made. In steps, if all running sequences take their full
-    length. ``upcoming`` has the position of each agent's oldest request in the queue, as far as
-    the queue tells positions apart."""
+    length."""
 
     def __init__(self, slots: Slots, queue: RequestQueue, memory: MemoryManager) -> None:
-        self._slots = slots
+        self._slots, self._queue, self._memory = slots, queue, memory
         self.num_waiting = len(queue)
-        upcoming = queue.upcoming(num_read_ahead(queue, memory))
+        upcoming = queue.upcoming()
         self._num_seen = len(upcoming)
-        self.upcoming: dict[AgentId, int] = {}
-        for position, sequence in enumerate(upcoming):
-            if sequence.agent is not None:
-                self.upcoming.setdefault(sequence.agent, position)
+        agents = (sequence.agent for sequence in upcoming)
+        self.upcoming = dict.fromkeys(agent for agent in agents if agent is not None)
 
     @property
     def has_more(self) -> bool:
@@ -49,11 +34,32 @@ class QueueForecast:
     def waits_for_pages(self) -> bool:
         return self._slots.num_free > 0 and self.num_waiting > 0
 
+    def take_next(self, num_blocks: int) -> list[AgentId]:
+        """The agents of the first requests in line that were not told before, as far as each of
+        these takes as many blocks as the first, and all together ``num_blocks``."""
+        line = self._queue.line
+        if not num_blocks or not (first := line.first(1)):
+            return []
+        size = self._memory.block_size_of(first[0].attachments)
+        taken = line.take_next(num_blocks // -(-len(first[0].tokens) // size))
+        return [sequence.agent for sequence in taken if sequence.agent is not None]
+
     def starts_in(self, agent: AgentId) -> float | None:
-        """Steps until the oldest waiting request of ``agent`` can start; ``None`` if there is
-        none. Whoever is not among the upcoming is taken to come right behind them."""
-        position = self.upcoming.get(agent, self._num_seen if self.has_more else None)
+        """Steps until a waiting request of ``agent`` can start; ``None`` if there is none. Where
+        more wait than the upcoming, whoever has none is taken to come right behind these."""
+        position = self._position_of(agent)
+        if position is None and self.has_more:
+            position = self._num_seen
         return None if position is None else self._frees_in(position)
+
+    def _position_of(self, agent: AgentId) -> int | None:
+        """How many waiting requests go before the first of ``agent``; ``None`` if it has none."""
+        preempted = self._queue.preempted
+        for position, sequence in enumerate(preempted):
+            if sequence.agent == agent:
+                return position
+        in_line = self._queue.line.position_of(agent)
+        return None if in_line is None else len(preempted) + in_line
 
     def _frees_in(self, position: int) -> float:
         """Steps until there is a slot for the request that ``position`` others go before."""

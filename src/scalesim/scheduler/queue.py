@@ -69,10 +69,10 @@ class RequestQueue:
                     other.priority = FIRST
         self.preempted.sort(key=rank)
 
-    def upcoming(self, least: int = 0) -> list[Sequence]:
+    def upcoming(self) -> list[Sequence]:
         """The sequences that are admitted next, in order: those that were preempted, and of the
-        line as many as may run at once, or ``lookahead_window`` or ``least`` if that is more."""
-        count = max(self._config.max_num_seqs, self._config.lookahead_window, least)
+        line as many as may run at once, or ``lookahead_window`` if that is more."""
+        count = max(self._config.max_num_seqs, self._config.lookahead_window)
         return [*self.preempted, *islice(self.line, count)]
 
 

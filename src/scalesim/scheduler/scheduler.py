@@ -180,7 +180,7 @@ class Scheduler:
                 return  # another could not start in this step, and would hold pages for nothing
             sequence = self.queue.next(self.memory.first_resident)
             try:
-                lease = self._acquire(sequence)
+                lease = self._acquire(sequence, backlog)
             except AttachmentError as error:  # the attachment was removed meanwhile
                 self.end(sequence, "error", error)
                 continue
@@ -191,18 +191,16 @@ class Scheduler:
             if lease.is_ready:
                 backlog += self.slots.num_unlaunched(sequence)
 
-    def _acquire(self, sequence: Sequence) -> Lease | None:
-        """A lease for the tokens of ``sequence`` and its growth to the next safe point, or none."""
+    def _acquire(self, sequence: Sequence, backlog: int) -> Lease | None:
+        """A lease for the tokens of ``sequence`` and its growth to the next safe point, or none.
+        ``backlog`` tokens are computed before."""
         reserve_len = min(sequence.limit, len(sequence.tokens) + self.config.safe_point_tokens)
         max_loading = self.memory.num_pages // 2 if self.num_running else None
         lease = self.memory.acquire(
-            sequence.agent,
-            sequence.tokens[: sequence.usable].tobytes(),
-            self.num_blocks(sequence, reserve_len),
-            attachments=sequence.attachments,
-            salt=sequence.salt,
-            max_loading_pages=max_loading,
-        )
+            sequence.agent, sequence.tokens[: sequence.usable].tobytes(),
+            self.num_blocks(sequence, reserve_len), attachments=sequence.attachments,
+            salt=sequence.salt, max_loading_pages=max_loading, backlog=backlog,
+        )  # fmt: skip
         if lease is not None and sequence.leaves_nothing:
             self.memory.make_temporary(lease)
         return lease

@@ -3,6 +3,9 @@ expected work, then by age.
 
 A sequence cannot starve: one that is the oldest of its priority and was overtaken ``max_skips``
 times goes before all others from then on.
+
+Whoever prepares for those who are served next is told of each once (``take_next``): the line
+remembers how far it was read, so that a long one is not read again for each step.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator
 from itertools import chain
 
+from scalesim.core import AgentId
 from scalesim.scheduler.sequence import Sequence
 
 FIRST = -math.inf
@@ -28,6 +32,9 @@ class _Level:
         self.by_work: list[Sequence] = []
         self._ages: list[int] = []  # a heap of ids, also of those that left
 
+    def __len__(self) -> int:
+        return len(self.by_work)
+
     @property
     def oldest(self) -> Sequence:
         while self._ages[0] not in self.by_id:
@@ -41,18 +48,28 @@ class _Level:
 
     def discard(self, sequence: Sequence) -> None:
         if self.by_id.pop(sequence.id, None) is not None:
-            del self.by_work[bisect_left(self.by_work, _order(sequence), key=_order)]
+            del self.by_work[self.index(sequence)]
+
+    def index(self, sequence: Sequence) -> int:
+        """How many come before ``sequence``."""
+        return bisect_left(self.by_work, _order(sequence), key=_order)
 
 
 class WaitingLine:
-    """Iterates in the order of service. The ``work`` of a sequence in line is not changed."""
+    """Iterates in the order of service. The ``work`` of a sequence in line is not changed.
+
+    Of the first ``_num_taken`` in line, all were given by ``take_next`` but those in ``_joined``.
+    """
 
     def __init__(self, max_skips: int) -> None:
         self._max_skips = max_skips
         self._levels: dict[float, _Level] = {}  # by priority, ascending
+        self._by_agent: dict[AgentId, dict[int, Sequence]] = {}
+        self._num_taken = 0
+        self._joined: dict[int, Sequence] = {}
 
     def __len__(self) -> int:
-        return sum(len(level.by_id) for level in self._levels.values())
+        return sum(map(len, self._levels.values()))
 
     def __iter__(self) -> Iterator[Sequence]:
         return chain.from_iterable(level.by_work for level in self._levels.values())
@@ -63,13 +80,58 @@ class WaitingLine:
             level = self._levels[sequence.priority] = _Level()
             self._levels = dict(sorted(self._levels.items()))
         level.add(sequence)
+        if sequence.agent is not None:
+            self._by_agent.setdefault(sequence.agent, {})[sequence.id] = sequence
+        if self._num_taken and self.position(sequence) < self._num_taken:
+            self._num_taken += 1
+            self._joined[sequence.id] = sequence
 
     def discard(self, sequence: Sequence) -> None:
         level = self._levels.get(sequence.priority)
-        if level is not None:
-            level.discard(sequence)
-            if not level.by_id:
-                del self._levels[sequence.priority]
+        if level is None or sequence.id not in level.by_id:
+            return
+        if self.position(sequence) < self._num_taken:
+            self._num_taken -= 1
+            self._joined.pop(sequence.id, None)
+        level.discard(sequence)
+        if not level.by_id:
+            del self._levels[sequence.priority]
+        if sequence.agent is not None:
+            of_agent = self._by_agent[sequence.agent]
+            del of_agent[sequence.id]
+            if not of_agent:
+                del self._by_agent[sequence.agent]
+
+    def position(self, sequence: Sequence) -> int:
+        """How many are served before ``sequence``, which is in line."""
+        before = (len(level) for priority, level in self._levels.items()
+                  if priority < sequence.priority)  # fmt: skip
+        return sum(before) + self._levels[sequence.priority].index(sequence)
+
+    def position_of(self, agent: AgentId) -> int | None:
+        """How many are served before the first sequence of ``agent``; ``None`` if none waits."""
+        return min(map(self.position, self._by_agent.get(agent, {}).values()), default=None)
+
+    def take_next(self, count: int) -> list[Sequence]:
+        """Those of the first ``count`` in line that were not given since they joined it, in the
+        order of service. Who was given and then fell behind others, to ``count`` or farther, is
+        given again. O(log n) for each that is given or joined, whatever ``count`` is."""
+        if self._joined:
+            self._num_taken = min(self._num_taken, count)
+        joined = sorted((self.position(one), one.id) for one in self._joined.values())
+        taken = [self._joined[id] for position, id in joined if position < self._num_taken]
+        taken += self._slice(self._num_taken, count)
+        self._num_taken = max(self._num_taken, min(count, len(self)))
+        self._joined.clear()
+        return taken
+
+    def _slice(self, first: int, end: int) -> Iterator[Sequence]:
+        """The sequences at the positions ``first … end``, without looking at those before."""
+        for level in self._levels.values():
+            if end <= 0:
+                return
+            yield from level.by_work[first:end]
+            first, end = max(0, first - len(level)), end - len(level)
 
     def first(self, count: int) -> list[Sequence]:
         """Up to ``count`` sequences of the most urgent priority, in the order of service."""

@@ -9,7 +9,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from scalesim.checks import flag, number, path_of, reading, refuse, text, whole
+from scalesim.checks import flag, number, place_of, reading, refuse, text, whole
 from scalesim.config import Rule, setting, settle
 from scalesim.errors import ConfigError
 
@@ -47,12 +47,12 @@ def _keys(name: str, value: Any) -> tuple[str, ...]:
     return keys
 
 
-def _folders(name: str, value: Any) -> Mapping[str, Path]:
+def _places(name: str, value: Any) -> Mapping[str, str | Path]:
     with reading(name, ConfigError):
         given = dict(value)
     return {
-        text(f"{name}: a name", adapter, ConfigError, empty=False): path_of(name, path, ConfigError)
-        for adapter, path in given.items()
+        text(f"{name}: a name", each, ConfigError, empty=False): place_of(name, place, ConfigError)
+        for each, place in given.items()
     }
 
 
@@ -114,7 +114,7 @@ class ServerConfig:
     api_keys: tuple[str, ...] = setting((), _keys)
     admin_keys: tuple[str, ...] = setting((), _keys)
     embeddings: bool = setting(False, partial(flag, error=ConfigError))
-    adapters: Mapping[str, Path] = setting((), _folders)  # type: ignore[arg-type]
+    adapters: Mapping[str, str | Path] = setting((), _places)  # type: ignore[arg-type]
     limits: ServerLimits = field(default_factory=ServerLimits)
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from scalesim.checks import is_url, place_of
+from scalesim.checks import place_of
 from scalesim.errors import SnapshotError
 from scalesim.snapshot.folder import Folder
 from scalesim.snapshot.objects import Objects
@@ -69,6 +69,5 @@ class SnapshotStore(Protocol):
 def store_at(path: object) -> SnapshotStore:
     """The store that a user calls ``path``: a path, or a URL as fsspec understands it. Raises
     ``SnapshotError``."""
-    if isinstance(path, str) and is_url(path):
-        return Objects(path)
-    return Folder(place_of("path", path, SnapshotError))
+    place = place_of("path", path, SnapshotError)
+    return Objects(place) if isinstance(place, str) else Folder(place)

@@ -30,7 +30,7 @@ POOL_RULES = {
     "all or nothing": "`allocate` gives None where fewer are free, and only there; nothing changes",
     "no page twice": "`allocate` gives pages that were free, each once",
     "claim": "`claim` takes the free pages that it is given, in any order, and no other",
-    "counts": "`num_free`, `num_used`, `num_usable` and `free_pages` tell one story",
+    "counts": "`num_free`, `num_used`, `num_usable` and `free_mask` tell one story",
     "free": "`free` takes owned pages back, and they can be given away again",
     "refusal": "`free` raises AssertionError for pages that nobody owns",
     "fences": "`fence` is the latest that its pages were freed with, until they are freed again",
@@ -216,9 +216,9 @@ class PoolTrial:
         if counts != (len(free), usable - len(free), usable):
             given = "num_free={}, num_used={}, num_usable={}".format(*counts)
             self._broken(rule, asked, f"{len(free)} of {usable} are free, and {given}")
-        found = set(pool.free_pages())
+        found = set(np.flatnonzero(pool.free_mask()).tolist())
         if found != free:
-            given = f"free_pages() has {sorted(found - free)} too many and lacks"
+            given = f"free_mask() has {sorted(found - free)} too many and lacks"
             self._broken(rule, asked, f"{given} {sorted(free - found)}")
         some = list(self._fences)[self._now % 3 :: max(1, usable // 4)]
         for pages in ([], touched, *([page] for page in some), sorted(self._fences)):

@@ -8,19 +8,15 @@ as well is a spare copy, and leaves before any that only the host has.
 
 from __future__ import annotations
 
-import logging
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from scalesim.core import AgentId
-from scalesim.errors import RequestError
 from scalesim.order.board import CallBoard
 from scalesim.order.leaving import LeavingOrder
 from scalesim.order.owners import Key
-from scalesim.order.request_hints import RequestHint, read_hint
-
-_log = logging.getLogger(__name__)
+from scalesim.order.request_hints import HintReader
 
 
 class HostChunk(Protocol):
@@ -48,14 +44,15 @@ class HostTier:
     def __init__(self, cache_capacity: int) -> None:
         self.cache_capacity = cache_capacity
         self.chunks: dict[Key, Any] = {}
-        self.num_evicted = self.num_refused = self.num_malformed = 0
-        self._on_device: Callable[[Key], bool] | None = None
+        self.num_evicted = self.num_refused = 0
+        self._hints = HintReader()
+        self._on_device: Callable[[], Container[Key]] | None = None
         self._set_aside: list[Key] = []  # leave for what is stored next
         self._storing: str | None = None  # the call that the next stores are for
         self._use(CallBoard())
 
-    def join(self, board: CallBoard, on_device: Callable[[Key], bool]) -> None:
-        """Go by ``board`` from now on, and by what is on the device. Only while the tier is
+    def join(self, board: CallBoard, on_device: Callable[[], Container[Key]]) -> None:
+        """Go by ``board`` from now on, and by the keys ``on_device()``. Only while the tier is
         empty."""
         assert not self.chunks, f"the host tier has {len(self.chunks)} chunks already"
         self._on_device = on_device
@@ -66,7 +63,7 @@ class HostTier:
         self._alone = LeavingOrder(board.keys)
         self._spare = LeavingOrder(board.keys, soonest=True)  # on the device as well
         self._released: dict[Key, None] = {}  # belong into one of the two, and are in neither
-        board.keys.watch(self.chunks.__contains__)
+        board.keys.watch(lambda: self.chunks)
 
     @property
     def num_free(self) -> int:
@@ -103,7 +100,7 @@ class HostTier:
             "host_chunks": len(self.chunks),
             "host_evicted": self.num_evicted,
             "host_refused": self.num_refused,
-            "malformed_hints": self.num_malformed,
+            "malformed_hints": self._hints.num_malformed,
         }
 
     # -- chunks ----------------------------------------------------------------------------------
@@ -147,18 +144,17 @@ class HostTier:
         """Put what was released since the last time where it belongs."""
         spare: list[Key] = []
         alone: list[Key] = []
+        on_device = () if self._on_device is None else self._on_device()
         for key in self._released:
-            on_device = self._on_device is not None and self._on_device(key)
-            (spare if on_device else alone).append(key)
+            (spare if key in on_device else alone).append(key)
         self._released.clear()
         self._spare.add_all(spare)
         self._alone.add_all(alone)
 
     def device_changed(self, keys: Sequence[Key]) -> None:
         """The device has copies of ``keys`` now, or none any more."""
-        for order in (self._alone, self._spare):
-            for key in [key for key in keys if key in order]:
-                order.discard(key)
+        for key in keys:
+            if self._alone.discard(key) or self._spare.discard(key):
                 self._released[key] = None
 
     # -- what leaves -----------------------------------------------------------------------------
@@ -292,13 +288,6 @@ class HostTier:
     def _learn(self, keys: Sequence[Key], context: RequestContext) -> None:
         if self._on_device is not None:
             return  # the connector was told before
-        try:
-            hint = read_hint(context.kv_transfer_params)
-        except RequestError as error:
-            hint = RequestHint()
-            self.num_malformed += 1
-            if self.num_malformed == 1:
-                _log.warning("a request's hint is ignored, as will be others like it: %s", error)
-        hint.tell(self.board, context.req_id)
+        self._hints.hint(context.kv_transfer_params).tell(self.board, context.req_id)
         depths = [context.get_offload_key_position(key) or 0 for key in keys]
         self.board.used(context.req_id, keys, depths)

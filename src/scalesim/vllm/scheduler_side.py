@@ -7,26 +7,23 @@ before it is overwritten, if something there is used later.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from scalesim.core import AgentId
 from scalesim.distance.learned.learned import Learned
-from scalesim.errors import RequestError
 from scalesim.order.board import CallBoard
 from scalesim.order.owners import Key
-from scalesim.order.request_hints import RequestHint, read_actions, read_hint
+from scalesim.order.request_hints import HintReader
 from scalesim.vllm import compat
 from scalesim.vllm.adapters import AgentAdapters
-from scalesim.vllm.compat import cache_block, found_in, group_of, make_keys
+from scalesim.vllm.compat import cache_block, group_of, keys_in, make_keys
 from scalesim.vllm.device_tier import NextUseQueue
 from scalesim.vllm.host_tier import HostTier
 from scalesim.vllm.own_copies import OWN_REQUEST, OwnCopies, OwnCopy
 from scalesim.vllm.settings import PluginSettings
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -41,7 +38,6 @@ class PluginCounts:
     evicted_blocks: int = 0
     saved_blocks: int = 0
     prefetched_blocks: int = 0
-    malformed_hints: int = 0
 
 
 class OpenRequest:
@@ -75,10 +71,11 @@ class SchedulerSide:
         self.manager, self.tier, self.settings = manager, tier, settings
         self.board = CallBoard()
         self.counts = PluginCounts()
+        self._hints = HintReader()
         self._groups = groups
         self._copies = OwnCopies(groups, num_workers)
         self._pool: Any = None
-        self._on_device: Callable[[Key], bool] = lambda key: False
+        self._on_device: Callable[[], Container[Key]] = tuple
         self._queue: NextUseQueue | None = None
         self._evicted: dict[Any, Any] = {}  # given out in this step: keys, and their blocks
         self._loading: set[Any] = set()  # keys of loads under way
@@ -92,7 +89,7 @@ class SchedulerSide:
 
     def bind(self, pool: Any) -> None:
         """Order the free blocks of ``pool`` from now on."""
-        self._pool, self._on_device = pool, found_in(pool)
+        self._pool, self._on_device = pool, partial(keys_in, pool)
         self.board.keys.watch(self._on_device)
         if self.tier is not None:
             self.tier.join(self.board, self._on_device)
@@ -107,14 +104,8 @@ class SchedulerSide:
 
     def begin(self, request: Any) -> None:
         """A request has come in."""
-        try:
-            hint = read_hint(request.kv_transfer_params, request.session_id)
-            expect = read_actions(request.kv_hints, self.board.clock.now)
-        except RequestError as error:
-            hint, expect = RequestHint(), {}
-            self.counts.malformed_hints += 1
-            if self.counts.malformed_hints == 1:
-                _log.warning("a request's hint is ignored, as will be others like it: %s", error)
+        hint = self._hints.hint(request.kv_transfer_params, request.session_id)
+        expect = self._hints.actions(request.kv_hints, self.board.clock.now)
         if self.settings.learn:
             self.board.tick()
         hint.tell(self.board, request.request_id)
@@ -218,6 +209,7 @@ class SchedulerSide:
         known = {"now": board.clock.now, "agents": board.num_agents, "keys": len(board.keys)}
         tier = {} if self.tier is None else self.tier.stats()
         own = {"copies": len(self._copies), "prefetched_adapters": self.adapters.num_loaded_ahead}
+        own["malformed_hints"] = self._hints.num_malformed
         return {**tier, **known, **own, **asdict(self.counts)}
 
     # -- a step ----------------------------------------------------------------------------------
@@ -259,13 +251,14 @@ class SchedulerSide:
         or keeps something that is used later."""
         evicted, self._evicted = self._evicted, {}
         self.counts.evicted_blocks += len(evicted)
-        tier = self.tier
-        lost = {key: block for key, block in evicted.items() if not self._on_device(key)}
+        tier, on_device = self.tier, self._on_device()
+        lost = {key: block for key, block in evicted.items() if key not in on_device}
         if tier is not None:
             there = [key for key in lost if key in tier.chunks]
-            tier.device_changed(there)
-            for key in there:
-                del lost[key]
+            if there:
+                tier.device_changed(there)
+                for key in there:
+                    del lost[key]
             for group in self._groups:
                 keys = [key for key in lost if lost[key] is not None and group_of(key) == group]
                 self._offer(tier, meta, keys[::-1], lost)
@@ -311,8 +304,9 @@ class SchedulerSide:
         before them is nowhere, or on its way."""
         assert self.tier is not None
         found: list[Any] = []
+        on_device = self._on_device()
         for key in path:
-            if self._on_device(key):
+            if key in on_device:
                 if found:
                     break
                 continue

@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from operator import attrgetter
+
+import numpy as np
 
 from scalesim.core import TierName
 from scalesim.memory.lease import Lease
@@ -58,11 +61,12 @@ def find_suspects(manager: MemoryManager, leases: Iterable[Lease]) -> Suspects:
 
 
 def _odd(pool: Pool, holders: Iterable[Sequence[int]]) -> set[int]:
-    count = Counter(pool.free_pages())
-    for pages in holders:
-        count.update(pages)
-    every = range(pool.first, pool.num_pages)
-    return {page for page in every if count[page] != 1}
+    count = Counter(chain.from_iterable(holders))
+    times = pool.free_mask().astype(np.int64)
+    for page in count.keys() & range(pool.num_pages):
+        times[page] += count[page]
+    odd: list[int] = np.flatnonzero(times != 1).tolist()
+    return {page for page in odd if page >= pool.first}
 
 
 def _pages_of(lease: Lease) -> Iterable[int]:

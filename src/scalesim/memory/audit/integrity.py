@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import chain
+
+import numpy as np
 
 from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
@@ -51,23 +54,32 @@ def _check_pools(manager: MemoryManager, segments: list[Segment], leases: list[L
 def _check_conservation(
     tier: str, pool: Pool, holders: Sequence[tuple[object, Sequence[int]]]
 ) -> None:
+    """Each page of ``pool`` is free or has one holder. In arrays: a disk has millions of pages, and
+    the engine stands still meanwhile."""
     pool.check()
-    owner: dict[int, object] = {}
-    for name, pages in holders:
-        for page in pages:
-            if page in owner:
-                raise IntegrityError(f"{tier} page {page}: {owner[page]} and {name}")
-            owner[page] = name
-    free = pool.free_pages()
-    both = sorted(free & owner.keys())
+    free, is_held = pool.free_mask(), np.zeros(pool.num_pages, np.bool_)
+    held = np.fromiter(chain.from_iterable(pages for _, pages in holders), np.int64)
+    outside = held[(held < pool.first) | (held >= pool.num_pages)].tolist()
+    if outside:
+        raise IntegrityError(f"{tier} pages {outside} are held by {_names(outside, holders)}")
+    is_held[held] = True
+    if np.count_nonzero(is_held) < len(held):
+        twice = np.flatnonzero(np.bincount(held) > 1).tolist()
+        raise IntegrityError(f"{tier} pages {twice} are held by {_names(twice, holders)}")
+    both = np.flatnonzero(free & is_held).tolist()
     if both:
-        raise IntegrityError(f"{tier} pages {both} are free and held by {[owner[p] for p in both]}")
-    lost = sorted(set(range(pool.first, pool.num_pages)) - free - owner.keys())
-    if lost or len(free) + len(owner) != pool.num_usable:
+        raise IntegrityError(f"{tier} pages {both} are free and held by {_names(both, holders)}")
+    lost = np.flatnonzero(~(free | is_held))
+    lost = lost[lost >= pool.first].tolist()
+    num_free = np.count_nonzero(free)
+    if lost or num_free + len(held) != pool.num_usable:
         raise IntegrityError(
-            f"{tier}: {len(free)} free + {len(owner)} held != {pool.num_usable} usable; "
-            f"lost: {lost}"
+            f"{tier}: {num_free} free + {len(held)} held != {pool.num_usable} usable; lost: {lost}"
         )
+
+
+def _names(pages: list[int], holders: Iterable[tuple[object, Sequence[int]]]) -> str:
+    return " and ".join(f"{name}" for name, theirs in holders if not set(pages).isdisjoint(theirs))
 
 
 def _check_tree(manager: MemoryManager, segments: list[Segment]) -> None:

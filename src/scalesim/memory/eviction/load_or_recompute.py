@@ -6,6 +6,8 @@ Until the first prefill was measured, everything is loaded.
 
 from __future__ import annotations
 
+from math import isfinite
+
 from scalesim.memory.links.link import Direction, Link, seconds_at
 from scalesim.memory.timing import Timing
 
@@ -25,6 +27,11 @@ class LoadOrRecompute:
         """Seconds that a prefill of ``blocks`` blocks takes once it has begun; infinite until one
         was measured."""
         return self._timing.prefill_s(blocks * block_size)
+
+    def backlog_s(self, num_tokens: int) -> float:
+        """Seconds that a prefill of ``num_tokens`` tokens takes; 0 until one was measured."""
+        seconds = self._timing.prefill_s(num_tokens)
+        return seconds if isfinite(seconds) else 0.0
 
     def load_s(self, blocks: int) -> float:
         """Seconds that ``blocks`` blocks take on the link to the device."""
@@ -55,12 +62,15 @@ class LoadOrRecompute:
         num_bytes = self._link.queued_bytes("out") + blocks * self._page_bytes
         return self.is_sooner(num_bytes / self._link.rate("out"), blocks, block_size)
 
-    def is_worth_recalling(self, blocks: int, new_blocks: int, block_size: int) -> bool:
+    def is_worth_recalling(
+        self, blocks: int, new_blocks: int, block_size: int, needed_s: float = 0.0
+    ) -> bool:
         """Whether to bring ``blocks`` blocks to the device through the host, ``new_blocks`` of
-        which are yet to be read from the disk, rather than compute them again: if they are there
-        before a prefill of them would be over, or within an iteration of the loop."""
+        which are yet to be read from the disk, rather than compute them again in ``needed_s``
+        seconds: if they are there before a prefill of them would be over, or within an iteration of
+        the loop."""
         read_s = self._seconds("up", new_blocks) + blocks * self._page_bytes / self._link.rate("in")
-        return self.is_sooner(read_s, blocks, block_size)
+        return self.is_sooner(read_s - needed_s, blocks, block_size)
 
     def is_worth_waiting(self, blocks: int, block_size: int) -> bool:
         """Whether to wait for the spills under way, and then for a save, rather than drop

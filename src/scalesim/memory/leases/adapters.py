@@ -31,7 +31,8 @@ def adapter_spec(digest: bytes, layout: int, start: int = 0) -> AttachmentSpec:
 class AdapterContent:
     """An adapter as it was read: ``pages``, uint8 ``[num_pages, page_bytes]``, and the ``source``
     that gives the same pages again. ``invocation_tokens`` activate the adapter; ``None``: it is
-    always active. ``form`` makes the adapter of its pages again, in any process: a plain value."""
+    always active. ``form`` makes the adapter of its pages again, in any process: a plain value.
+    ``origin`` is where it can be read again, from whatever folder; ``None``: where it was read."""
 
     digest: bytes
     layout: int
@@ -40,6 +41,7 @@ class AdapterContent:
     source: PageSource
     pages: Bytes2D | None = None
     form: Any = None
+    origin: str | None = None
 
 
 class AdapterPages(AttachedPages):

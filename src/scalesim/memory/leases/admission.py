@@ -41,19 +41,13 @@ class Admission:
     accounts: LookupAccounts
 
     def acquire(
-        self,
-        agent: AgentId | None,
-        tokens: bytes,
-        num_blocks: int,
-        attachments: Sequence[AttachmentSpec],
-        salt: bytes,
-        max_loading_pages: int | None,
-        *,
-        recall: bool = True,
-    ) -> Lease | None:
+        self, agent: AgentId | None, tokens: bytes, num_blocks: int,
+        attachments: Sequence[AttachmentSpec], salt: bytes, max_loading_pages: int | None,
+        backlog: int, *, recall: bool = True,
+    ) -> Lease | None:  # fmt: skip
         """See ``MemoryManager.acquire``. What is on the disk and finds no room on the host is
         computed again."""
-        found = self.lookup.find(tokens, num_blocks, attachments, salt, recall=recall)
+        found = self.lookup.find(tokens, num_blocks, attachments, salt, backlog, recall=recall)
         is_too_much = (
             found.must_wait
             and max_loading_pages is not None
@@ -73,8 +67,9 @@ class Admission:
             if not found.lacks_host_room:
                 return None
             return self.acquire(
-                agent, tokens, num_blocks, attachments, salt, max_loading_pages, recall=False
-            )
+                agent, tokens, num_blocks, attachments, salt, max_loading_pages, backlog,
+                recall=False,
+            )  # fmt: skip
         return self._make_lease(found, chain, state, end, pages)
 
     def grow(self, lease: Lease, num_blocks: int) -> bool:

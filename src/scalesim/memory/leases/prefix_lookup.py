@@ -43,18 +43,20 @@ class PrefixLookup:
         num_blocks: int,
         specs: Sequence[AttachmentSpec],
         salt: bytes,
+        backlog: int,
         *,
         recall: bool = True,
     ) -> PrefixMatch:
-        """What a request for ``num_blocks`` blocks in all would use; without ``recall``, nothing
-        that is on the disk only. Raises ``AttachmentError`` for an attachment that is not there."""
+        """What a request for ``num_blocks`` blocks in all would use, which computes behind a
+        prefill of ``backlog`` tokens; without ``recall``, nothing that is on the disk only. Raises
+        ``AttachmentError`` for an attachment that is not there."""
         size = block_size_of(specs, self._tree.block_size)
         root = self._tree.root(TEXT, block_size=size)
         num_tokens = len(tokens) // TOKEN_BYTES
         branch = branch_of(specs, salt, size)
         path = usable(self._tree.match(root, tokens, (num_tokens - 1) // size, branch))
         attached = self._attachments.find(specs)
-        cached_end, path = self._worth_having(path, root, recall, attached)
+        cached_end, path = self._worth_having(path, root, recall, attached, backlog)
         num_to_load, num_to_recall = num_missing(path), num_disk_only(path)
         path = self._split_moving(path)
         num_shared = sum(count for _, count in path)
@@ -68,22 +70,23 @@ class PrefixLookup:
         )  # fmt: skip
 
     def _worth_having(
-        self, path: Path, root: Segment, recall: bool, attached: Sequence[Segment]
+        self, path: Path, root: Segment, recall: bool, attached: Sequence[Segment], backlog: int
     ) -> tuple[Segment | None, Path]:
         """The part of ``path`` to use, and the end of all of ``path`` if that is longer: what is
         on the disk, and then what is on the host, is left out if computing it again is sooner. The
-        request starts no sooner than ``attached`` has come."""
+        request starts no sooner than ``attached`` has come, and the prefills before it are over."""
         worth, end = self._load_or_recompute, None
+        to_come = sum(segment.num_blocks - segment.device.valid for segment in attached)
+        needed_s = max(worth.load_s(to_come), worth.backlog_s(backlog))
         on_disk = sum(count - min(count, above_disk(segment)) for segment, count in path)
         if on_disk:
             recall = recall and self._disk.is_there
-            if recall and worth.is_worth_recalling(on_disk, num_disk_only(path), root.block_size):
+            new = num_disk_only(path)
+            if recall and worth.is_worth_recalling(on_disk, new, root.block_size, needed_s):
                 return None, path
             end = self.cut(path, root)
             path = path_to(end, above_disk)
         missing = num_missing(path)
-        to_come = sum(segment.num_blocks - segment.device.valid for segment in attached)
-        needed_s = worth.load_s(to_come)
         if missing and worth.num_worth_loading(missing, root.block_size, needed_s) < missing:
             end = end or self.cut(path, root)
             path = path_to(end, on_device)

@@ -37,9 +37,11 @@ class LinkError(ScaleSimError):
 
 class PageSource(Protocol):
     """Gives the pages of state that is read, not computed. Called on a link's thread, or on any
-    other. ``read_s``: the seconds that a read takes; ``None``: as reads have taken so far."""
+    other. ``read_s``: the seconds that a read takes; ``None``: as reads have taken so far.
+    ``is_far``: whether a read waits for another machine; such reads run side by side."""
 
     read_s: float | None = None
+    is_far: bool = False
 
     def read(self) -> Bytes2D:
         """All pages, uint8 ``[num_pages, page_bytes]``: the same bytes each time. Raises

@@ -1,12 +1,15 @@
-"""The source link: a link that also reads attachments (adapter files, say) from their sources, on a
-thread of its own.
+"""The source link: a link that also reads attachments (adapter files, say) from their sources, on
+threads of its own.
 
 It wraps the link between the pools, whose copies never wait for a disk. Pages that are read for the
 device go through bounce pages, a few pages of host memory kept for this purpose, and from there
 like any other copy: pinned where the host pool is pinned, behind the same fences.
 
-    source --reading thread--> bounce pages --inner link--> device pages
-    source --reading thread--> host pages
+Near sources are read one after the other, as a read of a file keeps a core busy. Reads of far ones
+mostly wait, so a few run side by side, and no near one waits for them.
+
+    source --a reading thread--> bounce pages --inner link--> device pages
+    source --a reading thread--> host pages
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from scalesim.foreign import Foreign, words_of
 from scalesim.memory.links.link import MAX_CHUNK_BYTES, Copies, InMemorySource, Link, LinkAround
 
 BOUNCE_BYTES = 2 * MAX_CHUNK_BYTES  # one chunk is written while one is copied
+FAR_READS = 8  # at once; each holds a whole attachment in memory until its pages are written
 _WAIT_S = 0.002  # between two polls of the inner link, while a read is under way
 _WEIGHT = 0.1  # of the newest read in the rate
 _ASSUMED_BYTES_PER_S = 2e8  # until measured: a disk's, with unpacking
@@ -69,11 +73,22 @@ class _BouncePart:
     tickets: set[int] = field(default_factory=set)
 
 
+@dataclass(eq=False, slots=True)
+class _Lane:
+    """Reads that are taken in turn, at most ``limit`` at once: ``queue`` has those that wait,
+    ``begun`` those of which pages are missing yet."""
+
+    limit: int
+    queue: deque[_Read] = field(default_factory=deque)
+    begun: list[_Read] = field(default_factory=list)
+    threads: list[threading.Thread] = field(default_factory=list)  # started by the first read
+
+
 class SourceLink(LinkAround):
     """Reads copies that have a source, and gives the others to the inner ``link``. Tickets of reads
     are negative.
 
-    write : puts rows into host pages; called on the reading thread.
+    write : puts rows into host pages; called on a reading thread.
     bounce : host pages that nobody else uses, for reads to the device.
     threaded : if False, each ``poll`` does a piece of the reading on its caller's thread, so that a
         test repeats exactly.
@@ -87,8 +102,7 @@ class SourceLink(LinkAround):
         self.write, self.threaded = write, threaded
         self._changed = threading.Condition()  # guards the fields down to ``_closed``
         self.bounce = list(bounce)
-        self._queue: deque[_Read] = deque()
-        self._current: _Read | None = None  # being read, or put into bounce pages
+        self._lanes = {False: _Lane(1), True: _Lane(FAR_READS)}  # by whether a source is far
         self._written: list[_BouncePart] = []  # ready for the inner link
         self._done: list[tuple[int, Exception | None]] = []
         self._closed = False
@@ -97,7 +111,6 @@ class SourceLink(LinkAround):
         self._ended: list[tuple[int, Exception | None]] = []
         self._open = 0
         self._last = 0
-        self._thread: threading.Thread | None = None  # started by the first read
 
     def submit(
         self, copies: Copies, after: Fence | None = None, *, urgent: bool = False
@@ -107,15 +120,20 @@ class SourceLink(LinkAround):
         self._last -= 1
         read = _Read(self._last, copies, after, urgent)
         self._open += 1
+        lane = self._lanes[copies.source.is_far]
         with self._changed:
             if urgent:
-                self._queue.appendleft(read)
+                lane.queue.appendleft(read)
             else:
-                self._queue.append(read)
+                lane.queue.append(read)
             self._changed.notify_all()
-        if self.threaded and self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="scalesim-read", daemon=True)
-            self._thread.start()
+        if self.threaded and not lane.threads:
+            lane.threads += [
+                threading.Thread(target=self._run, args=(lane,), name="scalesim-read", daemon=True)
+                for _ in range(lane.limit)
+            ]
+            for thread in lane.threads:
+                thread.start()
         return [read.ticket]
 
     def poll(self) -> list[tuple[int, Exception | None]]:
@@ -132,11 +150,12 @@ class SourceLink(LinkAround):
         if ticket > 0:
             return self.link.cancel(ticket)
         with self._changed:
-            for read in self._queue:
-                if read.ticket == ticket:
-                    self._queue.remove(read)
-                    self._open -= 1
-                    return True
+            for lane in self._lanes.values():
+                for read in lane.queue:
+                    if read.ticket == ticket:
+                        lane.queue.remove(read)
+                        self._open -= 1
+                        return True
         return False
 
     def wait(self, timeout_s: float) -> bool:
@@ -158,8 +177,9 @@ class SourceLink(LinkAround):
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        if self._thread is not None:
-            self._thread.join()
+        for lane in self._lanes.values():
+            for thread in lane.threads:
+                thread.join()
         self.link.close()
 
     # -- on the engine's thread ---------------------------------------------------------------
@@ -195,32 +215,42 @@ class SourceLink(LinkAround):
             self._ended += self._done
             self._done = []
 
-    # -- on the reading thread ----------------------------------------------------------------
+    # -- on the reading threads ---------------------------------------------------------------
 
-    def _run(self) -> None:
+    def _run(self, lane: _Lane) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._has_work)
-                if self._closed:
+                while (piece := self._next(lane)) is None and not self._closed:
+                    self._changed.wait()
+                if piece is None or self._closed:
                     return
-            self.work()
-
-    @property
-    def _has_work(self) -> bool:
-        if self._current is None:
-            return bool(self._queue)
-        return self._current.rows is None or bool(self.bounce)
+            self._do(*piece)
 
     def work(self) -> None:
-        """Do the next piece of reading, if one can be done now: fetch a source, or fill free bounce
-        pages."""
-        with self._changed:
-            if not self._has_work:
-                return
-            if self._current is None:
-                self._current = self._queue.popleft()
-            read = self._current
-            part = None if read.rows is None else self._claim(read, read.rows)
+        """Do the next piece of reading, near and far, if one can be done now: fetch a source, or
+        fill free bounce pages."""
+        for lane in self._lanes.values():
+            with self._changed:
+                piece = self._next(lane)
+            if piece is not None:
+                self._do(*piece)
+
+    def _next(self, lane: _Lane) -> tuple[_Read, _BouncePart | None] | None:
+        """A read that was fetched, and its next part; or one that is to be fetched; ``None`` while
+        there is nothing to do. The caller holds the lock."""
+        while True:
+            for read in lane.begun:
+                if read.rows is not None and self.bounce and not read.is_forwarded:
+                    return read, self._claim(read, read.rows)
+            if not lane.queue or len(lane.begun) == lane.limit:
+                return None
+            read = lane.queue.popleft()
+            lane.begun.append(read)
+            if read.rows is None:
+                return read, None
+
+    def _do(self, read: _Read, part: _BouncePart | None) -> None:
+        """Fetch the source of ``read``, or write ``part`` of it into its bounce pages."""
         error: Exception | None = None
         with Foreign() as raised:
             if part is None:
@@ -261,20 +291,27 @@ class SourceLink(LinkAround):
         seconds = max(time.perf_counter() - start, 1e-9)
         if not isinstance(source, InMemorySource) and source.read_s is None:
             self.read_rate += _WEIGHT * (whole.nbytes / seconds - self.read_rate)
-        read.rows = read.rows_of(whole)
         if read.copies.direction == "out":
-            self.write(read.copies.host_pages, read.rows)
-            read.done = read.copies.num_pages
+            self.write(read.copies.host_pages, read.rows_of(whole))
         with self._changed:
-            for other in self._queue:
+            if read.copies.direction == "out":
+                read.done = read.copies.num_pages
+            else:
+                read.rows = read.rows_of(whole)
+            for other in self._lane_of(read).queue:
                 if other.copies.source is source and other.copies.direction == "in":
                     other.rows = other.rows_of(whole)
+
+    def _lane_of(self, read: _Read) -> _Lane:
+        assert read.copies.source is not None
+        return self._lanes[read.copies.source.is_far]
 
     def _settle(self, read: _Read) -> None:
         """Report ``read`` if it is over. The caller holds the lock."""
         if not read.is_forwarded:
             return
-        if self._current is read:
-            self._current = None
+        begun = self._lane_of(read).begun
+        if read in begun:
+            begun.remove(read)
         if not read.num_parts:
             self._done.append((read.ticket, read.error))

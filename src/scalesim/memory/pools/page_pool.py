@@ -10,6 +10,10 @@ from array import array
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
+
+from scalesim.core import Bools
+
 
 class Pool(Protocol):
     """A page allocator of the pages ``first … num_pages - 1``. ``PagePool`` is the engine's.
@@ -18,7 +22,8 @@ class Pool(Protocol):
     ``claim`` allocates these very pages, which are free. ``free`` takes back allocated pages, and
     raises ``AssertionError`` for others; its ``fence`` is the last step that may still use the
     pages, and is kept until they are freed again. ``fence(pages)`` is the highest of these steps,
-    -1 for none. ``check`` raises ``AssertionError`` if the allocator's own records disagree.
+    -1 for none. ``free_mask()``, bool ``[num_pages]``, says which pages are free. ``check`` raises
+    ``AssertionError`` if the allocator's own records disagree.
     """
 
     num_pages: int
@@ -39,7 +44,7 @@ class Pool(Protocol):
 
     def fence(self, pages: Sequence[int]) -> int: ...
 
-    def free_pages(self) -> set[int]: ...
+    def free_mask(self) -> Bools: ...
 
     def check(self) -> None: ...
 
@@ -135,9 +140,9 @@ class PagePool:
         """The last step that may still use any of ``pages``; -1 for none."""
         return max(map(self._fence.__getitem__, pages), default=-1)
 
-    def free_pages(self) -> set[int]:
-        """The ids of all free pages. O(pages)."""
-        return {page for page, free in enumerate(self._is_free) if free}
+    def free_mask(self) -> Bools:
+        """Which pages are free, bool ``[num_pages]``. A copy, a byte for each page."""
+        return np.array(self._is_free, np.bool_)
 
     def check(self) -> None:
         """Assert that the runs, the flags and the count agree. O(pages)."""
@@ -146,11 +151,11 @@ class PagePool:
             end = start + length
             assert self._start_before[end] == start, (start, end)
             assert start in self._bins[length.bit_length()], (start, length)
-            assert not any(from_runs[start:end]), f"runs overlap at {start}..{end - 1}"
+            assert from_runs.find(1, start, end) < 0, f"runs overlap at {start}..{end - 1}"
             from_runs[start:end] = b"\1" * length
             assert end not in self._length_at, f"runs {start} and {end} are not joined"
         assert from_runs == self._is_free, "free runs and free flags differ"
-        assert sum(from_runs) == self.num_free, (sum(from_runs), self.num_free)
+        assert from_runs.count(1) == self.num_free, (from_runs.count(1), self.num_free)
         assert len(self._start_before) == len(self._length_at) == sum(map(len, self._bins))
 
     def _best_run(self, wanted: int) -> tuple[int, int]:

@@ -42,6 +42,12 @@ class Forecast(Protocol):
         """Whether requests wait although a slot is free: for pages, or for their prefill."""
         ...
 
+    def take_next(self, num_blocks: int) -> Collection[AgentId]:
+        """The agents of the requests that are served next, as far as these take ``num_blocks``
+        blocks, but only those that were not told before: each is told once, in the order of
+        service. Beyond ``upcoming``, in a long line."""
+        ...
+
     def starts_in(self, agent: AgentId) -> float | None:
         """Iterations until a waiting request of ``agent`` can start; ``None`` if there is none."""
         ...
@@ -53,6 +59,9 @@ class Unknown:
     num_waiting = 0
     upcoming: Collection[AgentId] = ()
     has_more = waits_for_pages = False
+
+    def take_next(self, num_blocks: int) -> Collection[AgentId]:
+        return ()
 
     def starts_in(self, agent: AgentId) -> float | None:
         return 0.0

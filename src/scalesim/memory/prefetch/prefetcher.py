@@ -11,7 +11,7 @@ needed at the same move (``Residency.take``), so that it is not paid for with an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import chain
 
 from scalesim.memory.links.link import Direction
@@ -59,7 +59,9 @@ class Prefetcher:
         self.blocked_by = None
         self._upcoming = self._queue.upcoming(forecast.upcoming)
         if forecast.has_more:
-            self._rank_upcoming()
+            self._rank_next(self._upcoming)
+            ahead = forecast.take_next(self._stages.pages_ahead)
+            self._rank_next(self._queue.upcoming(ahead))
         if self._policy.look_ahead and not self.residency.allocation_failed:
             self.load(forecast)
             self._reads.plan(lambda agent, count: self._opens_in_s(agent, count, forecast))
@@ -75,10 +77,10 @@ class Prefetcher:
             self._save_ahead()
             self._stages.spill(self._config.clean_fraction)
 
-    def _rank_upcoming(self) -> None:
-        """Rank those that are served next before the others that wait."""
-        for agent in self._upcoming:
-            if agent.next_seq >= 0 and self._has_called(agent):
+    def _rank_next(self, agents: Iterable[AgentState]) -> None:
+        """Rank ``agents``, who are served next, before the others that wait."""
+        for agent in agents:
+            if not agent.is_served_next and self._has_called(agent):
                 self.residency.ranking.serve_next(agent)
                 self._queue.add(agent)
 
@@ -174,13 +176,16 @@ class Prefetcher:
 
     def blocks_on_host_only(self, agent: AgentState) -> list[tuple[Segment, int]]:
         """The blocks of ``agent``'s paths that are on the host only: (segment, number of blocks),
-        parents first, the most reused path first."""
+        parents first, the most reused path first. What lies below a block that is on its way to
+        the device, such as that of a prefix that several agents share, need not wait for it."""
         parts: dict[Segment, int] = {}
         ranking = self.residency.ranking
         for end in sorted(agent.paths, key=lambda path: -agent.paths[path]):
             for segment in reversed(lineage(end)):
-                if segment.device.transfer is not None or ranking.unlikely_to_return(segment):
+                if ranking.unlikely_to_return(segment):
                     break
+                if segment.device.transfer is not None and segment.num_missing:
+                    break  # one load of a segment after the other
                 if segment.source is not None and segment.host.valid < segment.num_blocks:
                     break  # an attachment is loaded whole, or read from its source
                 blocks = segment.host.valid - len(segment.device)

@@ -7,6 +7,7 @@ does not depend on the planner.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from scalesim.core import AgentId
@@ -14,6 +15,7 @@ from scalesim.memory.eviction.lazy_heap import LazyHeap
 from scalesim.memory.eviction.ranking import MAX_SAVE_FAILURES
 from scalesim.memory.prefetch.wake_queue import WakeQueue
 from scalesim.memory.timing import Timing
+from scalesim.memory.tree.next_use import NextUse
 from scalesim.memory.tree.owner import AgentState
 from scalesim.memory.tree.segment import Segment
 
@@ -47,7 +49,7 @@ class PrefetchQueue:
         else:
             self.due.add(agent, self._timing.now)
             if self._has_disk:
-                self.stages.add(agent, agent.known_next_use())
+                self.stages.add(agent, order_of_reads(agent))
         if agent.attached:
             self._await_read(agent)
 
@@ -62,6 +64,13 @@ class PrefetchQueue:
             self.reads.add(agent, agent.known_next_use())
         else:
             self.reads.discard(agent)
+
+
+def order_of_reads(agent: AgentState) -> NextUse:
+    """The place of ``agent`` in ``stages``. Those who are served next go first, in that order,
+    whenever they were to call; ``serve_next`` numbers them."""
+    next_use = agent.known_next_use()
+    return next_use._replace(time=-math.inf) if agent.is_served_next else next_use
 
 
 def is_away(segment: Segment) -> bool:

@@ -13,13 +13,14 @@ from itertools import chain
 
 from scalesim.memory.eviction.lazy_heap import LazyHeap
 from scalesim.memory.links.link import Direction, seconds_at
+from scalesim.memory.prefetch.queue import order_of_reads
 from scalesim.memory.residency import Residency
 from scalesim.memory.tree.owner import AgentState
 from scalesim.memory.tree.segment import Segment
 from scalesim.memory.tree.walk import lineage
 
 _AHEAD_S = 0.02  # the least work that the disk is given in advance
-_LARGEST_SHARE = 2  # of an agent with much state, 1 / 2 of the host at most is staged at once
+_LARGEST_SHARE = 2  # 1 / 2 of the host at most is for what requests in line, or one agent, need
 
 
 class Stages:
@@ -31,6 +32,13 @@ class Stages:
         self._disk, self._link = residency.disk, residency.link
         self.is_busy = self.lacks_room = False
 
+    @property
+    def pages_ahead(self) -> int:
+        """The host pages that may be filled ahead of requests that wait; 0 where there is nothing
+        to read."""
+        may_read = len(self._queue) and self._disk.is_there
+        return self._residency.host.num_usable // _LARGEST_SHARE if may_read else 0
+
     def plan(
         self,
         upcoming: Sequence[AgentState],
@@ -38,43 +46,41 @@ class Stages:
         is_guess: Callable[[AgentState], bool] = lambda agent: False,
     ) -> None:
         """Start the reads that have to begin now: for the ``upcoming``, in the order of service,
-        then for the others, the soonest needed first. ``opens_in_s(agent, pages)`` gives the
-        seconds until a load of so many pages to the device has to start. Nothing is read for an
-        agent whose next call ``is_guess``, nor for one of the ``upcoming`` that would compute
-        before the read is over."""
+        then for the others who are served next, then for all others, the soonest needed first.
+        ``opens_in_s(agent, pages)`` gives the seconds until a load of so many pages to the device
+        has to start. Nothing is read for an agent whose next call ``is_guess``, nor for one that is
+        served next and would compute before the read is over."""
         self.is_busy = self.lacks_room = False
         residency = self._residency
         timing, rule = residency.timing, residency.load_or_recompute
         if not len(self._queue) or not self._disk.is_there:
             return
-        most = residency.host.num_usable // _LARGEST_SHARE
         first, passed = [agent for agent in upcoming if agent in self._queue], list[AgentState]()
         for agent in chain(first, iter(lambda: self._queue.peek(timing.now), None)):
-            if agent in passed:
-                return
             on_disk = self.blocks_on_disk_only(agent)
+            wanted = _up_to(residency.host.num_usable // _LARGEST_SHARE, on_disk or [])
+            count = sum(blocks for _, blocks in wanted)
             if on_disk is None:
                 passed.append(agent)
-                continue
-            wanted = _up_to(most, on_disk)
-            count = sum(blocks for _, blocks in wanted)
-            if count and not is_guess(agent):
+            elif count and not is_guess(agent):
                 num_bytes = self._link.queued_bytes("up") + count * residency.page_bytes
                 read_s = seconds_at(self._link.rate("up"), num_bytes) + 2.0 * timing.iteration_s
                 late_s = read_s - opens_in_s(agent, count)
-                if late_s < 0.0 and agent not in first:
-                    return
+                is_next = agent in first or agent.is_served_next
+                if late_s < 0.0 and not is_next:
+                    break
                 if self._is_busy():
                     self.is_busy = True
-                    return
+                    break
                 size = wanted[0][0].block_size
-                if agent in first and not rule.is_sooner(late_s, count, size):
+                if is_next and not rule.is_sooner(late_s, count, size):
                     passed.append(agent)  # it computes instead
-                    continue
-                if not self._disk.start_stage(wanted, agent.known_next_use()):
+                elif not self._disk.start_stage(wanted, agent.known_next_use()):
                     self.lacks_room = True
-                    return
+                    break
             self._queue.discard(agent)
+        for agent in passed:
+            self._queue.add(agent, order_of_reads(agent))
 
     def spill(self, clean_fraction: float) -> None:
         """Copy the segments that leave the host first to the disk, while the disk has time and less

@@ -124,8 +124,14 @@ class AgentState:
         self.next_use, self.next_seq, self.was_told_by_call = next_use, seq, False
 
     def served_next(self, seq: int) -> None:
-        """Of all with this next use, those with a greater ``seq`` are served later."""
+        """Of all with this next use, those with a greater ``seq`` are served later. Negative for
+        those who go before many others that wait."""
         self.next_seq = seq
+
+    @property
+    def is_served_next(self) -> bool:
+        """Whether this agent's request goes before many others that wait."""
+        return self.next_use is not None and self.next_seq < 0
 
     def called(self) -> None:
         """The next use is now because the agent called."""

@@ -1,8 +1,9 @@
 """Adapter folders as a kind of state: read when an adapter is added, and again when its pages were
-evicted from both tiers."""
+evicted from both tiers. The files of a folder may lie in an object store as well."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from scalesim.checks import shown
+from scalesim.checks import is_url, shown
 from scalesim.core import Bytes2D
 from scalesim.errors import AdapterError
 from scalesim.memory.kinds import OriginSource, StateKind, packed, plain
@@ -19,13 +20,17 @@ from scalesim.memory.links.link import InMemorySource
 from scalesim.model.adapters.layout import LayoutTable, LoraLayout, lora_sites
 from scalesim.model.adapters.peft import PackedAdapter, digest_of, pack, read_adapter
 from scalesim.model.checkpoint.config import ModelConfig
+from scalesim.model.values import has_elements
 
 
 @dataclass(frozen=True)
 class AdapterFolders(StateKind):
-    """LoRA adapters of one model, whose origin is a PEFT folder. A call reads one, and raises
-    ``AdapterError``. From any thread. A runner reads the pages by the layout, through the block
-    table, and needs no view."""
+    """LoRA adapters of one model, whose origin is a PEFT folder, or a URL with the same files. A
+    call reads one, and raises ``AdapterError``. From any thread. A runner reads the pages by the
+    layout, through the block table, and needs no view.
+
+    A read from a URL is taken to last as long as the first one did: the rate of folders says
+    nothing of a network."""
 
     name = "adapter"
     model: ModelConfig
@@ -34,15 +39,18 @@ class AdapterFolders(StateKind):
     layouts: LayoutTable
 
     def __call__(self, path: str | Path) -> AdapterContent:
+        start = time.perf_counter()
         form, rows = packed(self, self.reread(path), self.page_bytes)
+        is_far = is_url(str(path))
         layout, invocation_tokens = form.form
-        again = "add it again with replace=True"
         source = OriginSource(
-            form, self.page_bytes, lambda name: self, error=AdapterError, again=again
-        )
+            form, self.page_bytes, lambda name: self,
+            read_s=time.perf_counter() - start if is_far else None, is_far=is_far,
+            error=AdapterError, again="add it again with replace=True",
+        )  # fmt: skip
         return AdapterContent(
             form.digest, layout, len(rows), invocation_tokens, source, rows,
-            self._plain(layout, invocation_tokens),
+            self._plain(layout, invocation_tokens), form.origin,
         )  # fmt: skip
 
     def form(self, value: Any) -> Any:
@@ -80,11 +88,17 @@ class AdapterFolders(StateKind):
         for name, tensor in tensors.items():
             if not isinstance(tensor, torch.Tensor):
                 raise AdapterError(f"{shown(name)} is {shown(tensor)}; must be a torch.Tensor")
+            if not has_elements(tensor):
+                raise AdapterError(
+                    f"{shown(name)} is a tensor of {tensor.layout} on {tensor.device}; weights are "
+                    "dense tensors: give .to_dense() of a sparse one, and none on the device meta"
+                )
         layout = self.layouts.layouts[content.layout]
         own = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
         pages = pack(layout, own, self.dtype)
         digest = self.identity((content.layout, content.invocation_tokens), pages)
-        return replace(content, digest=digest, source=InMemorySource(pages), pages=pages)
+        source = InMemorySource(pages)
+        return replace(content, digest=digest, source=source, pages=pages, origin=None)
 
     def rebuilt(self, form: Any, pages: Bytes2D) -> AdapterContent:
         """The adapter of the plain ``form`` of a content, on ``pages``, which stay in host memory.

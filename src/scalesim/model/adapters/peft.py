@@ -24,13 +24,11 @@ from scalesim.core import Bytes2D
 from scalesim.errors import AdapterError, WeightsError
 from scalesim.model.adapters.layout import MAX_RANK, LoraLayout, Ranks, Scales, lora_sites
 from scalesim.model.adapters.patterns import MAX_PATTERN, Patterns
+from scalesim.model.adapters.places import CONFIG, WEIGHTS, AdapterPlace, adapter_place
 from scalesim.model.checkpoint.config import ModelConfig
 from scalesim.model.checkpoint.fields import Fields
-from scalesim.model.checkpoint.files import Json, read_bytes, read_json
-from scalesim.model.checkpoint.loader_files import PICKLES, safe_path
+from scalesim.model.checkpoint.files import Json
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-MAX_CONFIG_BYTES = 1 << 20
 MAX_ALPHA = 1e30  # a scale is a float32
 ROOM = 16 << 20  # bytes of a weight file beside the weights
 PROJECTIONS = (
@@ -69,7 +67,7 @@ class PackedAdapter:
 
     ``pages`` ``[num_pages, page_bytes]`` hold the weights at the places of ``layout``, and zeros
     between. ``invocation_tokens`` activate the adapter; ``None``: it is always active. ``path`` is
-    the folder that it was read from, if it was.
+    the folder or URL that it was read from, if it was.
     """
 
     layout: LoraLayout
@@ -79,52 +77,39 @@ class PackedAdapter:
 
 
 def read_adapter(
-    folder: str | Path, model: ModelConfig, dtype: torch.dtype, page_bytes: int
+    path: str | Path, model: ModelConfig, dtype: torch.dtype, page_bytes: int
 ) -> PackedAdapter:
-    """The adapter in ``folder`` for ``model``, with weights cast to ``dtype``. Raises
-    ``AdapterError`` if it is missing, damaged, made for another base model or not supported."""
-    path = Path(folder).expanduser()
+    """The adapter in the folder ``path``, or under the URL, for ``model``, with weights cast to
+    ``dtype``. Raises ``AdapterError`` if it is missing, damaged, made for another base model or not
+    supported."""
     try:
-        return _read(path, model, dtype, page_bytes)
+        return _read(adapter_place(path), model, dtype, page_bytes)
     except (AdapterError, WeightsError, OSError) as error:
         raise AdapterError(f"adapter {path}: {error}") from error
 
 
-def _read(path: Path, model: ModelConfig, dtype: torch.dtype, page_bytes: int) -> PackedAdapter:
-    if not path.is_dir():
-        raise AdapterError("no such folder")
-    raw = read_json(safe_path(path, CONFIG), MAX_CONFIG_BYTES, AdapterError)
+def _read(
+    place: AdapterPlace, model: ModelConfig, dtype: torch.dtype, page_bytes: int
+) -> PackedAdapter:
+    raw = place.config()
     refuse(raw)
     ranks, scales = ranks_and_scales(raw, model)
     layout = LoraLayout(lora_sites(model), ranks, scales, page_bytes // dtype.itemsize)
     invocation = invocation_tokens(raw, model)
-    pages = pack(layout, read_tensors(path, layout), dtype)
-    return PackedAdapter(layout, invocation, pages, str(path.absolute()))
+    pages = pack(layout, read_tensors(place, layout), dtype)
+    return PackedAdapter(layout, invocation, pages, str(place))
 
 
-def read_tensors(folder: Path, layout: LoraLayout) -> dict[str, Tensor]:
-    """The tensors of the weight file. The file is read, not mapped: truncating a mapped file would
-    end the process."""
+def read_tensors(place: AdapterPlace, layout: LoraLayout) -> dict[str, Tensor]:
+    """The tensors of the weight file."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    max_bytes = layout.num_elements * torch.float64.itemsize + ROOM
-    content = read_bytes(weights_path(folder), max_bytes, AdapterError)
+    content = place.weights(layout.num_elements * torch.float64.itemsize + ROOM)
     try:
         return load(content)
     except (SafetensorError, KeyError) as error:  # KeyError: a dtype that torch does not have
         raise AdapterError(f"{WEIGHTS} is not a readable safetensors file: {error}") from error
-
-
-def weights_path(folder: Path) -> Path:
-    if not (folder / WEIGHTS).exists():
-        pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
-        if pickles:
-            raise AdapterError(
-                f"holds pickled weights only ({pickles[0]}): loading them could run code; save the "
-                "adapter as safetensors"
-            )
-    return safe_path(folder, WEIGHTS)
 
 
 # -- the config -------------------------------------------------------------------------------

@@ -52,9 +52,15 @@ def read_json(
     not JSON, not an object, nested deeper than 64, or has a key twice with different values."""
     if not path.exists():
         raise error(f"{path} is missing: a model is a folder in Hugging Face's layout")
-    parsed = parse_json(read_text(path, max_bytes, error), str(path), error, repeats=False)
+    return json_object(read_bytes(path, max_bytes, error), str(path), error)
+
+
+def json_object(content: bytes, name: str, error: type[ScaleSimError] = WeightsError) -> Json:
+    """The object in the JSON ``content`` of a file that is called ``name``. Raises ``error`` as
+    ``read_json``."""
+    parsed = parse_json(decode_utf8(content, name, error), name, error, repeats=False)
     if not isinstance(parsed, dict):
-        raise error(f"{path} holds a {type(parsed).__name__}, not an object")
+        raise error(f"{name} holds a {type(parsed).__name__}, not an object")
     return parsed
 
 

@@ -130,11 +130,11 @@ def _dtype_at(place: str, asked: str, stated: str) -> torch.dtype:
 
 
 def resolve_folder(path_or_id: str | Path, weights: bool = True) -> Path:
-    """The local folder for a path or a hub id (downloaded or cached). Raises ``WeightsError`` if
-    there is none."""
+    """The local folder for a path or a hub id (downloaded or cached), as a path that stays where it
+    is when the process changes its folder. Raises ``WeightsError`` if there is none."""
     path = Path(path_or_id).expanduser()
     if path.is_dir():
-        return path
+        return path.absolute()
     name = str(path_or_id)
     if path.exists() or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise WeightsError(f"{name}: no such model folder")

@@ -1,7 +1,7 @@
 """Embeddings of a step on a device: sums of hidden states.
 
 Steps with embeddings run op by op, not as a graph. The buffers are allocated at the first such
-step. Used by ``CudaRunner``.
+step. Used by ``DeviceSteps``.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The step itself, captured or not, samples all rows from their unchanged logits; for the rows with a
 processor it only takes the largest, which is quick. Behind it, these rows are adjusted and sampled
 again. So the captured graphs need no variants, and steps without processors cost nothing. Used by
-``CudaRunner``.
+``DeviceSteps``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Logprobs of a step on a device.
 
 Steps with logprobs run op by op, not as a graph. The buffers are allocated at the first such step.
-Used by ``CudaRunner``.
+Used by ``DeviceSteps``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The directory of adapter layouts on the device: where the rank rows of each adapter lie.
 
 The layouts of ``LayoutTable`` are kept in fixed buffers, where captured steps find them. A new
-layout is copied in stream order, behind the steps in flight. Used by ``CudaRunner``.
+layout is copied in stream order, behind the steps in flight. Used by ``DeviceSteps``.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Each shape is captured once, when the engine starts; or, where the model's weigh
 first needs the shape at their present place, since a graph keeps the addresses of what it reads. A
 batch of decodes is padded to the next size;
 a batch with short prompts or chunks beside them, to the next number of decodes and of tokens. A
-graph reads all its inputs from fixed buffers. Used by ``CudaRunner``.
+graph reads all its inputs from fixed buffers. Used by ``DeviceSteps``.
 """
 
 from __future__ import annotations

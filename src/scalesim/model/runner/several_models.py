@@ -29,6 +29,10 @@ class PartRunner(Protocol):
         """Compute ``batch``, or submit it; its pages and block table are as they should be."""
         ...
 
+
+class PagedRunner(PartRunner, Protocol):
+    """The runner of a model whose weights lie in pages."""
+
     def use(self, model: Decoder) -> None:
         """``model`` is the same one with its weights elsewhere, from the next batch on."""
         ...
@@ -47,18 +51,18 @@ class OwnRunner(PartRunner, Runner, Protocol):
 
 
 class ModelRunners:
-    """A ``batch.Runner``: ``own`` for the engine's own model, and a ``PartRunner`` for each that
+    """A ``batch.Runner``: ``own`` for the engine's own model, and a ``PagedRunner`` for each that
     was added, by number from 1 on."""
 
     def __init__(self, own: OwnRunner) -> None:
         self.own, self.steps_in_flight = own, own.steps_in_flight
-        self._added: dict[int, tuple[PartRunner, PagedModel]] = {}
+        self._added: dict[int, tuple[PagedRunner, PagedModel]] = {}
 
     def __len__(self) -> int:
         """The number of models, with the engine's own."""
         return 1 + len(self._added)
 
-    def add(self, number: int, runner: PartRunner, paged: PagedModel) -> None:
+    def add(self, number: int, runner: PagedRunner, paged: PagedModel) -> None:
         """Run ``paged`` by ``runner``, which shares the block table of the engine's own. From any
         thread, before a batch names the model."""
         self._added[number] = runner, paged

@@ -2,7 +2,7 @@
 device through views.
 
 The views of a shape lie at fixed places, where a graph captured for that shape finds them. Packing
-is index arithmetic in numpy, once per step. Decodes come before prefills. Used by ``CudaRunner``.
+is index arithmetic in numpy, once per step. Decodes come before prefills. Used by ``DeviceSteps``.
 """
 
 from __future__ import annotations
