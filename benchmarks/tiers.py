@@ -216,6 +216,8 @@ def show(report: Report, name: str, played: dict[str, Played]) -> None:
         ratio = swap.read_bytes / best.read_bytes
         report.verdict(f"{name}: deadline over lru-swap, of their ratio of bytes ({ratio:.2f})",
                        best.turns_per_s / swap.turns_per_s / ratio, least=0.9)  # fmt: skip
+        report.verdict(f"{name}: the same by processor time",
+                       best.turns_per_cpu_s / swap.turns_per_cpu_s / ratio, least=0.9)  # fmt: skip
     else:
         report.notes.append(f"{name}: one of the two read nothing: there is no ratio of bytes")
     report.verdict(f"{name}: deadline over recomputing",

@@ -163,6 +163,24 @@ def writing(path: Path) -> AbstractContextManager[int]:
     return Generations(Folder(path)).writing()
 
 
+def test_a_reader_that_others_overtake_finds_the_newest(tmp_path: Path) -> None:
+    """Two generations are written after it has listed what is there, and what it saw is removed."""
+
+    class Overtaken(Folder):
+        def names(self) -> list[str]:
+            found = super().names()
+            if "snapshot-00000002" in found:
+                for number in (3, 4):
+                    writer.commit(number, {})
+                writer.clean({3: set(), 4: set()})
+            return found
+
+    writer = Generations(Folder(tmp_path))
+    for number in (1, 2):
+        writer.commit(number, {})
+    assert Generations(Overtaken(tmp_path)).newest().number == 4
+
+
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
     refused = pytest.raises(SnapshotError, match="another engine writes")
     with writing(tmp_path), refused, writing(tmp_path):

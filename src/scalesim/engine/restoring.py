@@ -140,7 +140,7 @@ def restore_memory(
         why = "it is of another model, dtype or page layout"
     else:
         image.segments = [
-            segment._replace(num_content=len(found))
+            segment._replace(num_content=min(segment.num_content, len(found)))
             for segment, found in zip(image.segments, places, strict=True)
         ]
         former = 0 if weights is None else leave_out_others(image, weights)

@@ -193,8 +193,8 @@ def _lock(folder: Path) -> int:
         os.close(fd)
         if isinstance(error, BlockingIOError):
             raise ConfigError(
-                f"disk={shown(str(folder))} is used by another engine; give each engine a folder "
-                "of its own"
+                f"disk={shown(str(folder))} is used by another engine, or for a snapshot; give "
+                "each a folder of its own"
             ) from error
         raise _unusable(folder, error) from error
     return fd
