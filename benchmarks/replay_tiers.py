@@ -98,11 +98,11 @@ class Found:
 
     @property
     def disk_binds(self) -> bool:
-        """Whether the least time with these pools is longer than with room for everything, or the
-        disk is busy for nine tenths of the time under ``lru-swap``."""
+        """Whether the least time with these pools is longer than with room for everything, or
+        ``lru-swap`` reads from the disk for three quarters of the time."""
         swap = self.arms["lru-swap", "exact"]
         busy_s = swap.disk_bytes / self.disk_bytes_per_s
-        return self.roof.pool_s > self.roof.resident_s or busy_s >= 0.9 * swap.seconds
+        return self.roof.pool_s > self.roof.resident_s or busy_s >= 0.75 * swap.seconds
 
     def of_roof(self, one: Outcome) -> float:
         return one.turns_per_s / self.roof.turns_per_s
