@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from scalesim.snapshot.generations import Generations
 from scalesim.snapshot.page_file import PageFileReader, PageFileWriter, PagePlace
 from scalesim.snapshot.seal import VERSION, seal, unseal
 from scalesim.snapshot.values import decode, encode
+from tests.snapshot.dying import living_child
 
 plain = st.none() | st.booleans() | st.integers(-(2**256), 2**256) | st.text() | st.floats()
 arrays = st.sampled_from(["<i8", "<f8", "<f4", "|b1", "<u8", "|u1"]).flatmap(
@@ -181,12 +182,16 @@ def test_a_reader_that_others_overtake_finds_the_newest(tmp_path: Path) -> None:
     assert Generations(Overtaken(tmp_path)).newest().number == 4
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
     refused = pytest.raises(SnapshotError, match="another engine writes")
     with writing(tmp_path), refused, writing(tmp_path):
         pass
-    with writing(tmp_path):
-        pass
+    with ExitStack() as child:
+        with writing(tmp_path):
+            child.enter_context(living_child())  # it has the lock's file open as well
+        with writing(tmp_path):
+            pass
 
 
 def test_strangers_files_stay(tmp_path: Path) -> None:

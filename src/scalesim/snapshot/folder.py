@@ -51,7 +51,9 @@ class Folder:
                     raise SnapshotError(f"{self.path} cannot be locked: {error}") from error
             yield
         finally:
-            os.close(lock)  # gives the lock back
+            if fcntl is not None:  # a child that was forked meanwhile has the file open as well
+                fcntl.flock(lock, fcntl.LOCK_UN)
+            os.close(lock)
 
     def names(self) -> list[str]:
         """The names of the files; none where there is no folder. Raises ``SnapshotError``."""

@@ -117,6 +117,7 @@ class SlotFiles:
             with suppress(OSError):
                 (self.folder / _NAME.format(number)).unlink()
         self._fds.clear()
+        fcntl.flock(self._lock, fcntl.LOCK_UN)  # a forked child may have the file open as well
         os.close(self._lock)
 
     def _pieces(self, slots: Sequence[int]) -> Iterator[tuple[int, int, int]]:
