@@ -45,7 +45,7 @@ class TierCase:
     disk: str = "nvme"
     device: float = 0.02
     host: float = 0.08
-    most: int | None = None  # agents
+    size: tuple[int, int] | None = None  # agents, and requests at once, where not as asked for
 
     def sizes(self, running: int) -> Sizes:
         rate = disk_rate(self.disk)
@@ -55,8 +55,8 @@ class TierCase:
 CASES = (
     TierCase("W1 city", "w1", 3, warmup=2),
     TierCase("W4 rounds", "w4", 1),
-    TierCase("W1 city, slow disk", "w1", 4, warmup=2, disk="0.5GB", most=1000),
-    TierCase("W4 rounds, slow disk", "w4", 1, disk="1GB", most=1000),
+    TierCase("W1 city, slow disk", "w1", 4, warmup=2, disk="0.25GB", size=(1000, 8)),
+    TierCase("W4 rounds, slow disk", "w4", 1, disk="0.5GB", size=(1000, 8)),
 )
 CURVE, CURVE_AGENTS, CURVE_RUNNING = CASES[1], 300, 4
 CURVES: dict[str, tuple[str, tuple[Any, ...]]] = {
@@ -77,8 +77,7 @@ def run(options: argparse.Namespace) -> Report:
     agents, running = (24, 1) if options.quick else (options.agents, options.running)
     for case in CASES[1:2] if options.quick else CASES:
         if options.only is None or options.only in case.name:
-            num_agents = agents if case.most is None else min(agents, case.most)
-            study(report, case, num_agents, running, options.seed)
+            study(report, case, *(case.size or (agents, running)), options.seed)
     for name, (field, values) in CURVES.items() if options.plots is not None else ():
         if options.only is None or options.only in name:
             some = values[::3] if options.quick else values
