@@ -53,6 +53,7 @@ class ArmSettings:
     adapters: int = 0  # LoRA adapters, which agents have in turn
     adapter_slots: int = 0  # how many of them the device holds; 0: all
     known: int = 0  # agents that are spoken of before the first call, and never call
+    prefix_caching: bool = True  # of the device
     ranks: int = 1  # workers, each with a part of every layer and of its cache
     seed: int = 0
 
@@ -102,8 +103,8 @@ def make_llm(folder: Path, settings: ArmSettings) -> Any:
         block_size=settings.block_size, num_gpu_blocks_override=settings.device_blocks + 1,
         max_model_len=settings.prefix + settings.new + settings.output + settings.block_size,
         max_num_seqs=16, max_num_batched_tokens=2048,
-        enable_prefix_caching=True, kv_transfer_config=transfer, disable_log_stats=True,
-        seed=0, tensor_parallel_size=settings.ranks,
+        enable_prefix_caching=settings.prefix_caching, kv_transfer_config=transfer,
+        disable_log_stats=True, seed=0, tensor_parallel_size=settings.ranks,
         distributed_executor_backend="mp" if settings.ranks > 1 else None,
         enable_lora=bool(settings.adapters),
         max_loras=max(1, settings.adapter_slots or settings.adapters),

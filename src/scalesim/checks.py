@@ -194,7 +194,10 @@ def place_of(name: str, value: object, error: Error = RequestError) -> str | Pat
         return value
     path = path_of(name, value, error)
     with reading(name, error):
-        return path.expanduser().absolute()
+        try:
+            return path.expanduser().absolute()
+        except RuntimeError:
+            refuse(name, value, "begins with ~, and this user has no home folder", error)
 
 
 def is_url(place: str) -> bool:

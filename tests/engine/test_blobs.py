@@ -130,6 +130,27 @@ def test_a_block_that_raises_writes_nothing() -> None:
         assert state.sizes == {"memory": 16}
 
 
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros(0), np.zeros((0, 3), np.float16), np.array(5), np.array(5, ">i2"),
+        np.arange(8)[::-1], np.arange(8.0)[::2][:1], np.arange(4).astype(">i4"),
+        np.arange(6).reshape(2, 3).T, np.broadcast_to(np.float64(3), (1,)),
+        np.frombuffer(b"read only", np.uint8),
+    ],
+    ids=lambda array: f"{array.dtype.str}{array.shape}{array.strides}",
+)  # fmt: skip
+def test_arrays_are_kept_however_they_lie(array: Any) -> None:
+    given = [array]
+    if array.dtype.isnative and array.flags.writeable and min(array.strides, default=0) >= 0:
+        given.append(torch.from_numpy(array))
+    with tiny_engine() as engine:
+        state = engine.agent("ada").state
+        for value in given:
+            state["x"] = value
+            assert np.array_equal(state["x"].numpy(), array) and state["x"].shape == array.shape
+
+
 def test_what_cannot_be_kept_is_refused() -> None:
     with tiny_engine(device_pages=8, host_pages=4) as engine:
         agent = engine.agent("ada")

@@ -172,6 +172,8 @@ def test_closing() -> None:
         for act in (
             lambda: fork.agent("ada"), lambda: fork.tick(), fork.fork_world,
             lambda: fork.generate(engine.agent("ada").request([1], max_tokens=1)),
+            lambda: fork.expect("ada", 1), lambda: fork.wake("ada"), lambda: fork.fork("ada", "b"),
+            lambda: fork.add_source(Learned()),
         ):  # fmt: skip
             with pytest.raises(EngineClosedError, match="forked world is closed"):
                 act()
@@ -179,6 +181,19 @@ def test_closing() -> None:
     left.close()  # after its engine
     with pytest.raises(EngineClosedError):
         left.tick()
+
+
+def test_sources_are_free_again_when_their_world_is_closed() -> None:
+    with Engine(parts()) as engine:
+        first, second = Learned(), Learned(name="late")
+        fork = engine.fork_world(sources=[first])
+        with pytest.raises(ConfigError, match="listens to source 'learned' already"):
+            engine.add_source(first)
+        fork.close()
+        with pytest.raises(EngineClosedError):
+            fork.add_source(second)
+        with engine.fork_world(sources=[first, second]):
+            pass
 
 
 def test_a_trace_and_a_census_are_of_the_engines_own_world(tmp_path: Path) -> None:
@@ -196,6 +211,23 @@ def test_a_trace_and_a_census_are_of_the_engines_own_world(tmp_path: Path) -> No
     ticks = read_trace(tmp_path / "trace.jsonl")
     calls = [call.agent for tick in ticks for call in tick.calls]
     assert calls == ["ada", "bob"]
+
+
+def test_a_snapshot_after_a_fork_said_the_same(tmp_path: Path) -> None:
+    """Both worlds have a tail of the same tokens. The fork's is not the snapshot's."""
+    with Engine(parts()) as engine:
+        village = Village()
+        village.play(engine)
+        with engine.fork_world() as fork:
+            village.copy().play(fork)
+            village.play(engine)
+            taken = engine.snapshot(tmp_path)
+            expected = village.copy().play(engine)
+    with Engine.restore(tmp_path, parts()) as engine:
+        restored = engine.restored
+        assert restored is not None and restored.num_pages == taken.num_pages
+        check_integrity(engine.parts.memory)
+        assert village.play(engine) == expected
 
 
 def test_a_snapshot_is_of_the_engines_own_world(tmp_path: Path) -> None:

@@ -303,7 +303,7 @@ def nested(depth: int) -> Any:
     return (nested(depth - 1),) if depth else ()
 
 
-WRONG = [
+WRONG: list[tuple[dict[str, Any], str]] = [
     ({"num_bytes": 4}, r"packs 3 bytes .* num_bytes\(\) tells 4"),
     ({"num_bytes": 3.0}, r"num_bytes\(\) of kind 'wrong'=3.0 must be a whole number"),
     ({"pack": [1, 2, 3]}, r"pack\(\) of kind 'wrong' gives \[1, 2, 3\]: give bytes"),

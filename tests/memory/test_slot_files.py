@@ -15,6 +15,7 @@ from scalesim.errors import ConfigError
 from scalesim.memory.disk import slot_files
 from scalesim.memory.disk.slot_files import BLOCK_BYTES, SlotFiles
 from scalesim.memory.disk.slot_store import BadSlotError
+from tests.snapshot.dying import living_child
 
 
 def pool(num_pages: int, page_bytes: int, seed: int) -> Bytes2D:
@@ -105,6 +106,14 @@ def test_a_folder_is_of_one_engine(tmp_path: Path) -> None:
     file.touch()
     with pytest.raises(ConfigError, match="is no folder that can be written to"):
         SlotFiles(file, 64, 4)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_child_does_not_hold_the_folder(tmp_path: Path) -> None:
+    files = SlotFiles(tmp_path, 64, 4)
+    with living_child():
+        files.close()
+        SlotFiles(tmp_path, 64, 4).close()
 
 
 def test_what_is_no_slot_file_is_left_alone(tmp_path: Path) -> None:

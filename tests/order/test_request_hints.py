@@ -9,7 +9,7 @@ import pytest
 
 from scalesim.errors import RequestError
 from scalesim.order.board import CallBoard
-from scalesim.order.request_hints import RequestHint, read_actions, read_hint
+from scalesim.order.request_hints import HintReader, RequestHint, read_actions, read_hint
 
 
 def test_a_whole_hint() -> None:
@@ -54,6 +54,18 @@ def test_an_older_time_does_not_turn_the_clock_back() -> None:
 def test_what_cannot_be_read_is_refused(said: Any, rule: str) -> None:
     with pytest.raises(RequestError, match=rule):
         read_hint({"scalesim": said})
+
+
+def test_a_hint_that_cannot_be_read_leaves_the_session(caplog: pytest.LogCaptureFixture) -> None:
+    reader = HintReader()
+    said = {"scalesim": {"now": "late"}}
+    assert reader.hint(said, "ada") == RequestHint("ada")
+    assert reader.hint(said) == RequestHint()
+    envelope = SimpleNamespace(actions=[SimpleNamespace(action_type="sim.expect", payload=None)])
+    assert reader.actions(envelope, 3.0) == {}
+    assert reader.num_malformed == 3
+    [record] = caplog.records
+    assert "now='late' must be a number" in record.getMessage()
 
 
 def action(kind: str, **payload: Any) -> SimpleNamespace:

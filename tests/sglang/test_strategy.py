@@ -165,7 +165,7 @@ def test_a_hint_that_cannot_be_read_is_counted(caplog: pytest.LogCaptureFixture)
     tree = Tree()
     for _ in range(3):
         tree.call("ada", next="soon")
-    assert tree.eviction_strategy.num_malformed == 3 and len(caplog.records) == 1
+    assert tree.eviction_strategy.hints.num_malformed == 3 and len(caplog.records) == 1
 
 
 def test_the_core_in_rust_is_refused() -> None:

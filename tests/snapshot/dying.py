@@ -1,7 +1,9 @@
-"""An object store that stops answering: fsspec's store in memory, after so many calls."""
+"""An object store that stops answering: fsspec's store in memory, after so many calls. And a child
+process that lives for a while."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -9,6 +11,23 @@ from typing import Any
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem as Remote
+
+
+@contextmanager
+def living_child() -> Iterator[None]:
+    """A child of this process, which has open what the process has open, lives in the block."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(writing)
+        os.read(reading, 1)  # until the parent's end of the pipe is closed
+        os._exit(0)
+    try:
+        yield
+    finally:
+        os.close(writing)
+        os.close(reading)
+        os.waitpid(pid, 0)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from scalesim.snapshot.generations import Generations
 from scalesim.snapshot.page_file import PageFileReader, PageFileWriter, PagePlace
 from scalesim.snapshot.seal import VERSION, seal, unseal
 from scalesim.snapshot.values import decode, encode
+from tests.snapshot.dying import living_child
 
 plain = st.none() | st.booleans() | st.integers(-(2**256), 2**256) | st.text() | st.floats()
 arrays = st.sampled_from(["<i8", "<f8", "<f4", "|b1", "<u8", "|u1"]).flatmap(
@@ -163,12 +164,34 @@ def writing(path: Path) -> AbstractContextManager[int]:
     return Generations(Folder(path)).writing()
 
 
+def test_a_reader_that_others_overtake_finds_the_newest(tmp_path: Path) -> None:
+    """Two generations are written after it has listed what is there, and what it saw is removed."""
+
+    class Overtaken(Folder):
+        def names(self) -> list[str]:
+            found = super().names()
+            if "snapshot-00000002" in found:
+                for number in (3, 4):
+                    writer.commit(number, {})
+                writer.clean({3: set(), 4: set()})
+            return found
+
+    writer = Generations(Folder(tmp_path))
+    for number in (1, 2):
+        writer.commit(number, {})
+    assert Generations(Overtaken(tmp_path)).newest().number == 4
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
     refused = pytest.raises(SnapshotError, match="another engine writes")
     with writing(tmp_path), refused, writing(tmp_path):
         pass
-    with writing(tmp_path):
-        pass
+    with ExitStack() as child:
+        with writing(tmp_path):
+            child.enter_context(living_child())  # it has the lock's file open as well
+        with writing(tmp_path):
+            pass
 
 
 def test_strangers_files_stay(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_a_store_that_dies_leaves_generation_g_or_the_one_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """After any call of its client, the engine goes on, and its next snapshot is sound."""
-    village, generations, calls = Village(agents=4), [], 0
+    village, generations, calls, is_written = Village(agents=4), [], 0, False
     with Engine(parts()) as engine:
         village.play(engine)
         newest = engine.snapshot(URL, data=village.data())
@@ -61,12 +61,18 @@ def test_a_store_that_dies_leaves_generation_g_or_the_one_before(
             village.play(engine)
             with monkeypatch.context() as patch:
                 dying = Dying(calls, patch)
-                try:
-                    engine.snapshot(URL, data=village.data())
-                except SnapshotError as error:
-                    assert "no route to the store" in str(error)
+                with warnings.catch_warnings(record=True) as warned:
+                    warnings.simplefilter("always")
+                    try:
+                        engine.snapshot(URL, data=village.data())
+                    except SnapshotError as error:
+                        assert "no route to the store" in str(error)
             is_over = dying.left >= 0
             restored = restore()
+            for warning in warned:
+                assert restored == engine.clock.now and not is_over
+                assert "is written" in str(warning.message) and "no route" in str(warning.message)
+                is_written = True
             assert restored in (newest.tick, engine.clock.now)
             assert not is_over or restored == engine.clock.now
             generations.append(restored == engine.clock.now)
@@ -76,6 +82,7 @@ def test_a_store_that_dies_leaves_generation_g_or_the_one_before(
                 break
             calls += 1
     assert generations[0] is False and generations == sorted(generations) and calls >= 6
+    assert is_written  # what was out of use stayed for the next one
 
 
 def restore() -> float:

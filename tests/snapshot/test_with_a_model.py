@@ -114,6 +114,9 @@ def test_an_adapter_that_is_not_what_it_was(tmp_path: Path, change: str) -> None
     with engine:
         with pytest.raises(AdapterError, match="'loud' is unknown"):
             engine.agent("bob").generate("Hello", max_tokens=2)
+        engine.snapshot(tmp_path / "without")
+        with pytest.warns(SnapshotWarning, match=r"adapters .* were gone .*\['loud'\]"):
+            Engine.restore(tmp_path / "without", model_parts()).close()
         engine.adapters.add("loud", kept)
         engine.agent("bob", adapter="loud")
         assert said(play(engine, 1)) == expected

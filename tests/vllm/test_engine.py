@@ -91,6 +91,13 @@ def test_a_restart_under_load(arm: str) -> None:
     assert sum(again["cached"][last]) >= 0.9 * sum(calm["cached"][last]) > 0
 
 
+def test_without_prefix_caching_the_device_is_left_to_vllm() -> None:
+    plain = {"prefix_caching": False}
+    ours, lru = played("all", "cycle", 3, **plain), played("lru", "cycle", 3, **plain)
+    assert ours["texts"] == lru["texts"]
+    assert sum(ours["cached"]) > sum(lru["cached"])  # the host still goes by next use
+
+
 @pytest.mark.parametrize("arm", ["device", "all"])
 def test_two_ranks(arm: str) -> None:
     """With tensor parallelism both workers copy their heads, and a copy has ended when both have

@@ -97,12 +97,17 @@ def test_hints_reach_the_host_tier(server: Server, tier: HostTier, paths: tuple[
     [
         ("expect", b"{", "the body is no JSON"),
         ("expect", b"[]", "body=[] must be an object"),
+        ("expect", b'{"inn": {"ada": 3}}', "must give a hint, as in"),
+        ("expect", b'{"in": []}', "in=[] must map agents to ticks"),
         ("expect", b'{"in": ["ada"]}', "in=['ada'] must map agents to ticks"),
         ("expect", b'{"in": {"ada": "soon"}}', "in of 'ada'='soon' must be a number"),
         ("expect", b'{"in": {"ada": [1, 2]}}', "confidence of 'ada'=2 must be finite"),
         ("expect", b'{"interrupt": "ada"}', "interrupt='ada' must be a list of agents"),
         ("tick", b'{"to": -1}', "to=-1 must be finite, at least 0.0"),
+        ("tick", b'{"by": 3}', "body={'by': 3} must be {}, {'n': 1} or {'to': 17}"),
+        ("tick", b'{"n": 1, "to": 3}', "must be {}, {'n': 1} or {'to': 17}"),
         ("tick", b'{"n": 0}', "n=0 must be finite, above 0.0"),
+        ("forget", b'{"agent": "ada"}', "agents=None must be a list of names"),
         ("forget", b'{"agents": "ada"}', "agents='ada' must be a list of names"),
         ("expect", b" " * (MAX_BODY_BYTES + 1), "send it in parts"),
     ],
@@ -115,8 +120,11 @@ def test_what_is_wrong_is_told(server: Server, path: str, body: bytes, rule: str
 @pytest.mark.parametrize("client", [None, Client(None), Client(SimpleNamespace())])
 def test_without_the_plug_in_the_reply_says_so(client: Client | None) -> None:
     server = Server(client)
-    for path in ("expect", "tick", "forget"):
-        body = {"in": {"ada": 1}, "agents": ["ada"]}
+    for path, body in (
+        ("expect", {"in": {"ada": 1}}),
+        ("tick", {}),
+        ("forget", {"agents": ["ada"]}),
+    ):
         status, answer = server.post(f"/scalesim/{path}", **body)
         assert status == 400 and answer["error"]["message"] == OFF
     assert server.ask("GET", "/scalesim/stats")[0] == 400

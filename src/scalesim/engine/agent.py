@@ -312,6 +312,7 @@ class Agents:
 
     def fork(self, engine: ChatEntrypoints, parent: AgentId, child: AgentId) -> Agent:
         """``Engine.fork``."""
+        self._inbox.check_open()
         child = agent_id(child)
         with self.registry.lock, InterruptsWait():
             origin = self.registry.known(parent)
@@ -360,6 +361,7 @@ class Agents:
         steps: float | None = None,
     ) -> None:
         """``Engine.expect`` and ``Agent.expect``."""
+        self._inbox.check_open()
         ticks = _renamed_ticks(ticks, steps)
         advice = self._advice
         if isinstance(agents, Mapping):

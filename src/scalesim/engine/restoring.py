@@ -7,13 +7,14 @@ engine is new and nobody else has it yet, so all of this runs on the caller's th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from scalesim.checks import shown
 from scalesim.core import Bytes2D
 from scalesim.distance.distances import Change
 from scalesim.engine.parts import EngineParts
@@ -140,7 +141,7 @@ def restore_memory(
         why = "it is of another model, dtype or page layout"
     else:
         image.segments = [
-            segment._replace(num_content=len(found))
+            segment._replace(num_content=min(segment.num_content, len(found)))
             for segment, found in zip(image.segments, places, strict=True)
         ]
         former = 0 if weights is None else leave_out_others(image, weights)
@@ -211,6 +212,18 @@ def restore_adapters(
                 f"{where}: adapter {name!r} is not restored; calls that use it are refused until "
                 f"engine.adapters.add() adds it: {error}"
             )
+    if gone := _not_saved(manifest["agents"], manifest["adapters"]):
+        _warn(
+            f"{where}: adapters that agents use were gone when it was taken; calls that use them "
+            f"are refused until engine.adapters.add() adds them: {gone}"
+        )
+
+
+def _not_saved(agents: Iterable[Sequence[Any]], saved: Iterable[Sequence[Any]]) -> str:
+    """The names that ``agents`` (id, name) use and that are not the first of a ``saved`` one, as
+    text; empty if there are none."""
+    gone = {name for _, name in agents} - {None, *(name for name, *_ in saved)}
+    return shown(sorted(gone)) if gone else ""
 
 
 def _updated_pages(where: SnapshotStore, manifest: dict[str, Any]) -> dict[str, Bytes2D]:
@@ -246,6 +259,11 @@ def restore_models(
                 f"{where}: the files of model {name!r} have other content now; what its agents "
                 "said is computed again with it"
             )
+    if gone := _not_saved(manifest.get("agent_models", ()), manifest.get("models", ())):
+        _warn(
+            f"{where}: models that agents use were gone when it was taken; calls on them are "
+            f"refused until engine.add_model() adds them: {gone}"
+        )
     return {model.weights.digest for model in models.all()} if is_whole else None
 
 

@@ -9,6 +9,7 @@ earlier generation has are not written again. The manifest is last.
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from scalesim.engine.parts import EngineParts
 from scalesim.engine.restoring import image_in, places_in
 from scalesim.engine.saved_adapters import PageKeys, updated_in, updated_keys
 from scalesim.engine.world import WorldState
-from scalesim.errors import SnapshotError
+from scalesim.errors import SnapshotError, SnapshotWarning
 from scalesim.memory.image import (
     NOBODY,
     BlockRange,
@@ -126,9 +127,9 @@ class Snapshots:
         generations.commit(number, self._manifest(moment, identity, places, data))
         self._keys.forget_unused()
         index = index.after(number, keys, places)
-        generations.clean(index.files)
         where = str(generations.store)
         self._index = where, index
+        _clean(generations, number, index)
         return Snapshot(
             where, number, moment.world.advice["now"], len(moment.agents),
             len(index.places), len(fresh),
@@ -256,6 +257,19 @@ class Snapshots:
         if newest.manifest["identity"] == identity:
             return index
         return index.without_files(set().union(*index.files.values()))  # other KV
+
+
+def _clean(generations: Generations, number: int, index: BlockIndex) -> None:
+    """Remove what is out of use. Generation ``number`` is there, whatever comes of that."""
+    try:
+        generations.clean(index.files)
+    except (OSError, SnapshotError) as error:
+        warnings.warn(
+            f"{generations.store}: generation {number} is written, and what is out of use cannot "
+            f"be removed, which the next snapshot tries again: {error!s:.300}",
+            SnapshotWarning,
+            stacklevel=5,
+        )
 
 
 def _is_own(agent: AgentId) -> bool:

@@ -14,17 +14,17 @@ from scalesim.errors import ConfigError
 
 
 class EngineListener:
-    """An engine, as its sources know it."""
+    """A world of an engine, as its sources know it: open as long as its ``inbox`` is."""
 
     def __init__(self, inbox: Inbox, poll: Callable[[], None]) -> None:
-        self._inbox, self._poll = inbox, poll
+        self.inbox, self._poll = inbox, poll
 
     @property
     def is_closed(self) -> bool:
-        return self._inbox.is_closed
+        return self.inbox.is_closed
 
     def has_news(self) -> None:
-        self._inbox.post_if_open(self._poll)
+        self.inbox.post_if_open(self._poll)
 
 
 def checked_voices(sources: object) -> list[Voice]:

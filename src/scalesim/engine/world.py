@@ -196,6 +196,7 @@ class AgentWorld(ChatEntrypoints):
 
     def wake(self, agent: AgentId) -> None:
         """``agent`` is about to call, whatever was said before. Raises ``UnknownAgentError``."""
+        self._inbox.check_open()
         agent = self._agents.registry.known(agent).id
         self._inbox.post(lambda: self._advice.wake(agent))
 
@@ -275,10 +276,11 @@ class ForkedWorld(AgentWorld):
 
     def close(self) -> None:
         """End its open calls with ``RequestCancelledError``, forget its agents, and with them all
-        pages that no other world owns. Handles raise ``UnknownAgentError`` from now on, everything
-        else ``EngineClosedError``. Idempotent; no effect after the engine was closed."""
+        pages that no other world owns; its sources may be given to others. Handles and ``why``
+        raise ``UnknownAgentError`` from now on, everything else that asks for more than what was
+        ``EngineClosedError``. Idempotent; no effect after the engine was closed."""
         inbox, registry = self._inbox, self._agents.registry
-        self._inbox = _Closed()
+        self._inbox = self._listener.inbox = _Closed()
         if inbox.is_closed or isinstance(inbox, _Closed):
             return
         with suppress(EngineClosedError):

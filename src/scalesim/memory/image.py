@@ -191,20 +191,20 @@ def image_of(
     live: list[Segment] = []
     for segment in memory.tree:
         parent = place.get(segment.parent)
-        if parent is None or segment.is_attachment:
-            continue
+        of = segment.partial_of
+        if parent is None or segment.is_attachment or (of is not None and of not in number):
+            continue  # a partial block is of its agent alone, and nothing is behind it
         place[segment] = len(live)
         live.append(segment)
         in_memory = max(segment.device.valid, segment.host.valid)
         num_content = max(in_memory, segment.disk.valid)
-        of = segment.partial_of
         image.segments.append(
             SegmentImage(
                 parent,
                 segment.tokens,
                 segment.mark,
-                NOBODY if of is None else number.get(of, NOBODY),
-                num_content if of is None or of in number else 0,
+                NOBODY if of is None else number[of],
+                num_content,
                 0 < segment.device.valid == num_content,
                 in_memory < num_content,
                 segment.num_hits > 0,

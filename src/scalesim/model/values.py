@@ -32,7 +32,10 @@ class TensorKind(StateKind):
     def pack(self, value: Any) -> Any:
         """The elements in C order."""
         tensor = _tensor_of(value).resolve_conj().resolve_neg()
-        return tensor.contiguous().reshape(-1).cpu().view(torch.uint8).numpy()
+        flat = tensor.contiguous().reshape(-1).cpu()
+        if flat.stride(0) != 1:  # of one element or none any stride counts as contiguous
+            flat = flat.clone(memory_format=torch.contiguous_format)
+        return flat.view(torch.uint8).numpy()
 
     def view(self, form: Any, data: Any, origin: Any) -> Tensor:
         """Raises ``StateError`` for a dtype of another release."""
@@ -69,12 +72,21 @@ def has_elements(tensor: Tensor) -> bool:
 
 def _tensor_of(value: Any) -> Tensor:
     try:
-        tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        tensor = _from_numpy(value) if isinstance(value, np.ndarray) else value
     except TypeError as error:
         raise StateError(f"an array of dtype {value.dtype} is no tensor: {error}") from error
     if not has_elements(tensor) or tensor.is_quantized:
         raise StateError(f"a tensor of {tensor.layout} on {tensor.device}; state is dense tensors")
     return tensor.detach()
+
+
+def _from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
+    """The elements of ``array``, which are not copied if torch takes them as they lie. Raises
+    ``TypeError`` for a dtype that torch has not."""
+    is_forward = min(array.strides, default=0) >= 0
+    if not (is_forward and array.dtype.isnative and array.flags.writeable):
+        array = array.astype(array.dtype.newbyteorder("="), order="C")
+    return torch.from_numpy(array)
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -9,16 +9,19 @@ they say the same.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from scalesim.checks import agent_id, agent_ids, number, refuse
 from scalesim.core import AgentId
 from scalesim.distance.clock import MAX_TIME
+from scalesim.errors import RequestError
 from scalesim.order.board import CallBoard
 
 PARAMETER = "scalesim"
 EXPECT_ACTION = "sim.expect"
+_log = logging.getLogger(__name__)
 _FIELDS = ("agent", "now", "next", "expect")
 
 
@@ -38,6 +41,35 @@ class RequestHint(NamedTuple):
         board.begin(call, self.agent, self.next_call)
         if self.expect:
             board.expect(self.expect)
+
+
+class HintReader:
+    """Reads what requests say. What cannot be read is counted, and logged the first time; its
+    request goes on as that of its session, or of nobody."""
+
+    def __init__(self) -> None:
+        self.num_malformed = 0
+
+    def hint(self, given: object, session: object = None) -> RequestHint:
+        """``read_hint``."""
+        try:
+            return read_hint(given, session)
+        except RequestError as error:
+            self._ignore(error)
+        return RequestHint(session if type(session) is str else None)
+
+    def actions(self, envelope: Any, now: float) -> dict[AgentId, float]:
+        """``read_actions``."""
+        try:
+            return read_actions(envelope, now)
+        except RequestError as error:
+            self._ignore(error)
+        return {}
+
+    def _ignore(self, error: RequestError) -> None:
+        self.num_malformed += 1
+        if self.num_malformed == 1:
+            _log.warning("a request's hint is ignored, as will be others like it: %s", error)
 
 
 def read_hint(given: object, session: object = None) -> RequestHint:
@@ -82,6 +114,12 @@ def read_actions(envelope: Any, now: float) -> dict[AgentId, float]:
         if action.action_type != EXPECT_ACTION:
             continue
         said = action.payload
+        if not isinstance(said, Mapping):
+            refuse(
+                f"payload of {EXPECT_ACTION}",
+                said,
+                "must be an object, as in {'agents': ['bob'], 'in': 3}",
+            )
         named = said.get("agents", [said.get("agent_id", said.get("session_id"))])
         at = said.get("at")
         if at is None:

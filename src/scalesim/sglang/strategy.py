@@ -6,20 +6,17 @@ rank gets in the same order, and nothing here asks a clock of the machine.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from scalesim.core import AgentId
-from scalesim.errors import RequestError
 from scalesim.memory.tree.next_use import NextUse
 from scalesim.memory.tree.owner import MANY_OWNERS
 from scalesim.order.board import MAX_BOARD_AGENTS, CallBoard
-from scalesim.order.request_hints import RequestHint, read_hint
+from scalesim.order.request_hints import HintReader
 
 OWNERS = "scalesim_owners"
 """The attribute of a node that has the names of its owners."""
-_log = logging.getLogger(__name__)
 
 
 class NextUseStrategy:
@@ -32,7 +29,7 @@ class NextUseStrategy:
 
     def __init__(self) -> None:
         self.board = CallBoard()
-        self.num_malformed = 0
+        self.hints = HintReader()
         self._adapter_of: dict[AgentId, str] = {}
         self._agents_of: dict[str, tuple[AgentId, ...]] = {}
 
@@ -69,13 +66,7 @@ class NextUseStrategy:
     def begin(self, request: Any) -> None:
         """A request is in the queue; it may have been there before."""
         custom = getattr(request.sampling_params, "custom_params", None)
-        try:
-            hint = read_hint(custom, request.session_id)
-        except RequestError as error:
-            hint = RequestHint()
-            self.num_malformed += 1
-            if self.num_malformed == 1:
-                _log.warning("a request's hint is ignored, as will be others like it: %s", error)
+        hint = self.hints.hint(custom, request.session_id)
         hint.tell(self.board, request.rid)
         if hint.agent is not None:
             self._note_adapter(hint.agent, request.lora_id)

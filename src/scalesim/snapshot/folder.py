@@ -42,13 +42,18 @@ class Folder:
             if fcntl is not None:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError as error:
+                except BlockingIOError as error:
                     raise SnapshotError(
-                        f"another engine writes snapshots into {self.path}; give each its folder"
+                        f"another engine writes into {self.path}, or has its disk there; give each "
+                        "a folder of its own"
                     ) from error
+                except OSError as error:
+                    raise SnapshotError(f"{self.path} cannot be locked: {error}") from error
             yield
         finally:
-            os.close(lock)  # gives the lock back
+            if fcntl is not None:  # a child that was forked meanwhile has the file open as well
+                fcntl.flock(lock, fcntl.LOCK_UN)
+            os.close(lock)
 
     def names(self) -> list[str]:
         """The names of the files; none where there is no folder. Raises ``SnapshotError``."""

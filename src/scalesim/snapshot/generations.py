@@ -49,15 +49,18 @@ class Generations:
     def newest(self) -> Generation:
         """The newest generation that is sound. Raises ``SnapshotError`` if there is none, with
         what is wrong with each; and where the store does not answer, since an older generation is
-        no answer to that."""
+        no answer to that. Another engine may write there meanwhile."""
         damaged: list[str] = []
-        for number in sorted(self._numbers("snapshot"), reverse=True):
+        numbers = self._numbers("snapshot")
+        for number in sorted(numbers, reverse=True):
             try:
                 return Generation(number, self.read(number), tuple(damaged))
             except SnapshotError as error:
                 damaged.append(str(error))
             except OSError as error:
                 raise SnapshotError(f"{self.store} cannot be read: {error}") from error
+        if self.newest_number() > max(numbers, default=0):  # these were removed since
+            return self.newest()
         why = "; ".join(damaged) or "it holds no manifest (snapshot-…)"
         raise SnapshotError(f"{self.store} has no snapshot that can be restored: {why}")
 

@@ -53,15 +53,15 @@ class ScaleSimConnector(OffloadingConnector):
         if self.side is None:
             return
         layout = layout_of(self)
-        if layout.has_plain_keys:
+        if not gpu_block_pool.enable_caching:  # nothing on the device is found again
+            why = "prefix caching is off; --enable-prefix-caching switches it on"
+        elif not layout.has_plain_keys:
+            why = f"{layout}; give all cache groups one block size, and blocks_per_chunk=1"
+        else:
             self.side.bind(gpu_block_pool)
             return
         self.side = None
-        _log.warning(
-            "ScaleSim leaves the device's order to vLLM, where %s; give all cache groups one block "
-            "size, and blocks_per_chunk=1",
-            layout,
-        )
+        _log.warning("ScaleSim leaves the device's order to vLLM, where %s", why)
 
     def on_new_request(self, request: Any) -> None:
         super().on_new_request(request)

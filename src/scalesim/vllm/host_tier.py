@@ -8,19 +8,15 @@ as well is a spare copy, and leaves before any that only the host has.
 
 from __future__ import annotations
 
-import logging
 from bisect import bisect_left
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from scalesim.core import AgentId
-from scalesim.errors import RequestError
 from scalesim.order.board import CallBoard
 from scalesim.order.leaving import LeavingOrder
 from scalesim.order.owners import Key
-from scalesim.order.request_hints import RequestHint, read_hint
-
-_log = logging.getLogger(__name__)
+from scalesim.order.request_hints import HintReader
 
 
 class HostChunk(Protocol):
@@ -48,7 +44,8 @@ class HostTier:
     def __init__(self, cache_capacity: int) -> None:
         self.cache_capacity = cache_capacity
         self.chunks: dict[Key, Any] = {}
-        self.num_evicted = self.num_refused = self.num_malformed = 0
+        self.num_evicted = self.num_refused = 0
+        self._hints = HintReader()
         self._on_device: Callable[[], Container[Key]] | None = None
         self._set_aside: list[Key] = []  # leave for what is stored next
         self._storing: str | None = None  # the call that the next stores are for
@@ -103,7 +100,7 @@ class HostTier:
             "host_chunks": len(self.chunks),
             "host_evicted": self.num_evicted,
             "host_refused": self.num_refused,
-            "malformed_hints": self.num_malformed,
+            "malformed_hints": self._hints.num_malformed,
         }
 
     # -- chunks ----------------------------------------------------------------------------------
@@ -291,13 +288,6 @@ class HostTier:
     def _learn(self, keys: Sequence[Key], context: RequestContext) -> None:
         if self._on_device is not None:
             return  # the connector was told before
-        try:
-            hint = read_hint(context.kv_transfer_params)
-        except RequestError as error:
-            hint = RequestHint()
-            self.num_malformed += 1
-            if self.num_malformed == 1:
-                _log.warning("a request's hint is ignored, as will be others like it: %s", error)
-        hint.tell(self.board, context.req_id)
+        self._hints.hint(context.kv_transfer_params).tell(self.board, context.req_id)
         depths = [context.get_offload_key_position(key) or 0 for key in keys]
         self.board.used(context.req_id, keys, depths)

@@ -54,12 +54,14 @@ class HintRoutes:
 
     async def expect(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Who calls next. Raises ``RequestError``."""
+        if body.keys().isdisjoint(("in", "at", "interrupt")):
+            refuse("body", body, "must give a hint, as in {'in': {'bob': 3}}")
         confidence = number("confidence", body.get("confidence", 1.0), 0.0, 1.0)
         accepted = 0
         woken = listed("interrupt", body.get("interrupt", ()), "must be a list of agents")
         for field, absolute, given in (
-            ("in", False, body.get("in") or {}),
-            ("at", True, body.get("at") or {}),
+            ("in", False, body.get("in", {})),
+            ("at", True, body.get("at", {})),
             ("interrupt", False, dict.fromkeys(agent_ids("interrupt", woken), 0.0)),
         ):
             times, sure = _times(field, given, confidence)
@@ -69,15 +71,15 @@ class HintRoutes:
 
     async def tick(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Move the clock. Raises ``RequestError``."""
-        to = body.get("to")
-        if to is not None:
-            to = number("to", to, 0.0, MAX_TIME)
+        if body and ("n" in body) == ("to" in body):
+            refuse("body", body, "must be {}, {'n': 1} or {'to': 17}")
+        to = number("to", body["to"], 0.0, MAX_TIME) if "to" in body else None
         n = number("n", body.get("n", 1), 0.0, MAX_TIME, above=True)
         return {"tick": await self._call("scalesim_tick", n, to)}
 
     async def forget(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Who will not call again. Raises ``RequestError``."""
-        agents = listed("agents", body.get("agents", ()), "must be a list of names")
+        agents = listed("agents", body.get("agents"), "must be a list of names")
         return {"forgotten": await self._call("scalesim_forget", agent_ids("agents", agents))}
 
     async def stats(self, body: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ before it is overwritten, if something there is used later.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -15,19 +14,16 @@ from typing import Any
 
 from scalesim.core import AgentId
 from scalesim.distance.learned.learned import Learned
-from scalesim.errors import RequestError
 from scalesim.order.board import CallBoard
 from scalesim.order.owners import Key
-from scalesim.order.request_hints import RequestHint, read_actions, read_hint
+from scalesim.order.request_hints import HintReader
 from scalesim.vllm import compat
 from scalesim.vllm.adapters import AgentAdapters
-from scalesim.vllm.compat import cache_block, group_of, keys_in, make_keys
+from scalesim.vllm.compat import by_group, cache_block, keys_in, make_keys
 from scalesim.vllm.device_tier import NextUseQueue
 from scalesim.vllm.host_tier import HostTier
 from scalesim.vllm.own_copies import OWN_REQUEST, OwnCopies, OwnCopy
 from scalesim.vllm.settings import PluginSettings
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -42,7 +38,6 @@ class PluginCounts:
     evicted_blocks: int = 0
     saved_blocks: int = 0
     prefetched_blocks: int = 0
-    malformed_hints: int = 0
 
 
 class OpenRequest:
@@ -76,6 +71,7 @@ class SchedulerSide:
         self.manager, self.tier, self.settings = manager, tier, settings
         self.board = CallBoard()
         self.counts = PluginCounts()
+        self._hints = HintReader()
         self._groups = groups
         self._copies = OwnCopies(groups, num_workers)
         self._pool: Any = None
@@ -108,14 +104,8 @@ class SchedulerSide:
 
     def begin(self, request: Any) -> None:
         """A request has come in."""
-        try:
-            hint = read_hint(request.kv_transfer_params, request.session_id)
-            expect = read_actions(request.kv_hints, self.board.clock.now)
-        except RequestError as error:
-            hint, expect = RequestHint(), {}
-            self.counts.malformed_hints += 1
-            if self.counts.malformed_hints == 1:
-                _log.warning("a request's hint is ignored, as will be others like it: %s", error)
+        hint = self._hints.hint(request.kv_transfer_params, request.session_id)
+        expect = self._hints.actions(request.kv_hints, self.board.clock.now)
         if self.settings.learn:
             self.board.tick()
         hint.tell(self.board, request.request_id)
@@ -219,6 +209,7 @@ class SchedulerSide:
         known = {"now": board.clock.now, "agents": board.num_agents, "keys": len(board.keys)}
         tier = {} if self.tier is None else self.tier.stats()
         own = {"copies": len(self._copies), "prefetched_adapters": self.adapters.num_loaded_ahead}
+        own["malformed_hints"] = self._hints.num_malformed
         return {**tier, **known, **own, **asdict(self.counts)}
 
     # -- a step ----------------------------------------------------------------------------------
@@ -268,9 +259,9 @@ class SchedulerSide:
                 tier.device_changed(there)
                 for key in there:
                     del lost[key]
-            for group in self._groups:
-                keys = [key for key in lost if lost[key] is not None and group_of(key) == group]
-                self._offer(tier, meta, keys[::-1], lost)
+            keys = [key for key, block in lost.items() if block is not None]
+            for part in by_group(keys[::-1], self._groups):
+                self._offer(tier, meta, part, lost)
         self.board.keys.left(lost)
 
     def _offer(self, tier: HostTier, meta: Any, keys: list[Any], blocks: dict[Any, Any]) -> None:
@@ -302,8 +293,8 @@ class SchedulerSide:
             # a block is taken while it is loaded: those that run must find some meanwhile
             limit = min(len(keys), self._queue.num_free_blocks // 2)
             room = self._queue.num_leaving_before(keys[0], limit)
-            for group in self._groups:
-                self._load(meta, [key for key in keys[:room] if group_of(key) == group])
+            for part in by_group(keys[:room], self._groups):
+                self._load(meta, part)
             if room < len(keys):
                 self._lacks_room = True
                 return
@@ -313,13 +304,13 @@ class SchedulerSide:
         before them is nowhere, or on its way."""
         assert self.tier is not None
         found: list[Any] = []
-        on_device = self._on_device()
+        on_device, find = self._on_device(), self.tier.chunks.get
         for key in path:
             if key in on_device:
                 if found:
                     break
                 continue
-            chunk = self.tier.get(key)
+            chunk = find(key)
             if chunk is None or chunk.ref_cnt < 0 or key in self._loading:
                 break
             found.append(key)

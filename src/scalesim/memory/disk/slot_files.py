@@ -117,6 +117,7 @@ class SlotFiles:
             with suppress(OSError):
                 (self.folder / _NAME.format(number)).unlink()
         self._fds.clear()
+        fcntl.flock(self._lock, fcntl.LOCK_UN)  # a forked child may have the file open as well
         os.close(self._lock)
 
     def _pieces(self, slots: Sequence[int]) -> Iterator[tuple[int, int, int]]:
@@ -193,8 +194,8 @@ def _lock(folder: Path) -> int:
         os.close(fd)
         if isinstance(error, BlockingIOError):
             raise ConfigError(
-                f"disk={shown(str(folder))} is used by another engine; give each engine a folder "
-                "of its own"
+                f"disk={shown(str(folder))} is used by another engine, or for a snapshot; give "
+                "each a folder of its own"
             ) from error
         raise _unusable(folder, error) from error
     return fd
