@@ -74,7 +74,7 @@ class _BouncePart:
 
 
 @dataclass(eq=False, slots=True)
-class _ReadLane:
+class _Reads:
     """Reads that are taken in turn, at most ``limit`` at once: ``queue`` has those that wait,
     ``begun`` those of which pages are missing yet."""
 
@@ -102,10 +102,7 @@ class SourceLink(LinkAround):
         self.write, self.threaded = write, threaded
         self._changed = threading.Condition()  # guards the fields down to ``_closed``
         self.bounce = list(bounce)
-        self._lanes = {
-            False: _ReadLane(1),
-            True: _ReadLane(FAR_READS),
-        }  # by whether a source is far
+        self._lanes = {False: _Reads(1), True: _Reads(FAR_READS)}  # by whether a source is far
         self._written: list[_BouncePart] = []  # ready for the inner link
         self._done: list[tuple[int, Exception | None]] = []
         self._closed = False
@@ -220,7 +217,7 @@ class SourceLink(LinkAround):
 
     # -- on the reading threads ---------------------------------------------------------------
 
-    def _run(self, lane: _ReadLane) -> None:
+    def _run(self, lane: _Reads) -> None:
         while True:
             with self._changed:
                 while (piece := self._next(lane)) is None and not self._closed:
@@ -238,7 +235,7 @@ class SourceLink(LinkAround):
             if piece is not None:
                 self._do(*piece)
 
-    def _next(self, lane: _ReadLane) -> tuple[_Read, _BouncePart | None] | None:
+    def _next(self, lane: _Reads) -> tuple[_Read, _BouncePart | None] | None:
         """A read that was fetched, and its next part; or one that is to be fetched; ``None`` while
         there is nothing to do. The caller holds the lock."""
         while True:
@@ -305,7 +302,7 @@ class SourceLink(LinkAround):
                 if other.copies.source is source and other.copies.direction == "in":
                     other.rows = other.rows_of(whole)
 
-    def _lane_of(self, read: _Read) -> _ReadLane:
+    def _lane_of(self, read: _Read) -> _Reads:
         assert read.copies.source is not None
         return self._lanes[read.copies.source.is_far]
 
