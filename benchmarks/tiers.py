@@ -141,12 +141,16 @@ class Bench:
         config = EngineConfig(
             device_memory=(device + 1) * size,
             host_memory=int(self._host * everything) * size,
-            disk=None if disk_rate is None else str(self._disk),
-            disk_memory=everything * slot_bytes(size),
-            disk_bandwidth=disk_rate or None,
             policy=policy,
             scheduler=SchedulerConfig(max_num_seqs=WAVE),
         )
+        if disk_rate is not None:
+            config = replace(
+                config,
+                disk=str(self._disk),
+                disk_memory=everything * slot_bytes(size),
+                disk_bandwidth=disk_rate or None,
+            )
         with Engine(parts_for(self._loaded, config)) as engine:
             return self._play(engine)
 

@@ -116,11 +116,12 @@ def test_without_hints_next_calls_are_learned() -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("slow", [False, True])
-def test_every_hit_has_its_content(seed: int, slow: bool) -> None:
+@pytest.mark.parametrize("slow, groups", [(False, [0]), (True, [0]), (True, [0, 1])])
+def test_every_hit_has_its_content(seed: int, slow: bool, groups: list[int]) -> None:
     """Requests of many agents and of nobody at once, hints late and wrong, aborts and resets."""
     rng = random.Random(seed)
-    world = World(22, 30, prefetch_agents=3, slow=slow)
+    device, host = 22 * len(groups), 30 * len(groups)
+    world = World(device, host, prefetch_agents=3, slow=slow, groups=groups)
     waiting: list[Any] = []
     running: list[Running] = []
     for number in range(250):
@@ -167,8 +168,8 @@ def test_every_hit_has_its_content(seed: int, slow: bool) -> None:
         world.finish(one)
     world.settle()
     world.check()
-    assert world.pool.free_block_queue.num_free_blocks == 22
-    assert world.side.stats()["keys"] <= 22 + 30
+    assert world.pool.free_block_queue.num_free_blocks == device
+    assert world.side.stats()["keys"] <= device + host
     assert world.side.stats()["copies"] == 0
 
 

@@ -8,6 +8,7 @@ writes and the loads, then the stores of the step before.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -166,7 +167,8 @@ class Meta:
 
 
 class World:
-    """An engine with the plug-in; ``slow``: a copy that nobody waits for ends a step later."""
+    """An engine with the plug-in; ``slow``: a copy that nobody waits for ends a step later. Each
+    of the cache ``groups`` has a block for each part of a prompt."""
 
     def __init__(
         self,
@@ -176,15 +178,16 @@ class World:
         prefetch_agents: int = 0,
         learn: bool = False,
         slow: bool = False,
+        groups: Sequence[int] = (0,),
     ) -> None:
         self.pool, self.tier = Pool(device), HostTier(host)
         self.manager = HostManager(self.tier)
         settings = PluginSettings(prefetch_agents, learn)
-        self.side = SchedulerSide(self.manager, self.tier, settings, [0], 1)
+        self.side = SchedulerSide(self.manager, self.tier, settings, groups, 1)
         self.side.bind(self.pool)
         self.device: dict[int, Any] = {}  # what memory holds, by block and by chunk
         self.host: dict[int, Any] = {}
-        self.slow = slow
+        self.slow, self.groups = slow, groups
         self.device_hits = self.host_hits = 0
         self._jobs: dict[int, tuple[Any, list[Any], bool]] = {}  # vLLM's own: job, keys, is load
         self._next = 0
@@ -208,19 +211,21 @@ class World:
         """Give ``request`` its blocks, and start what it loads; ``None`` if it must wait."""
         if self.side.waits_for_load(request):
             return None
-        keys = compat.make_keys(request.block_hashes, [0])
+        keys, count = compat.make_keys(request.block_hashes, self.groups), len(self.groups)
         held: list[PoolBlock] = []
         for key in keys:
             if key not in self.pool.found:
                 break
             held.append(self.pool.found[key])
+        del held[len(held) // count * count :]  # found is what all groups have
         loaded: list[Any] = []
         for key in keys[len(held) :]:
             chunk = self.tier.get(key)
             if chunk is None or chunk.ref_cnt < 0:
                 break
             loaded.append(key)
-        self.side.matched(request, 16 * len(held), 16 * len(loaded))
+        del loaded[len(loaded) // count * count :]
+        self.side.matched(request, 16 * len(held) // count, 16 * len(loaded) // count)
         if len(keys) + 1 - len(held) > self.pool.free_block_queue.num_free_blocks - sum(
             not block.refs for block in held
         ):
@@ -245,7 +250,7 @@ class World:
 
     def compute(self, running: Running) -> None:
         """The step computes what was not found; full blocks are found from now on and stored."""
-        keys = compat.make_keys(running.request.block_hashes, [0])
+        keys = compat.make_keys(running.request.block_hashes, self.groups)
         for block, key in zip(running.blocks, keys, strict=False):
             if running.waits:  # its own load has just ended
                 assert block.block_hash is not None or self.device.get(block.block_id) == key or (

@@ -33,6 +33,7 @@ class KeyTable:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self._keys: dict[Key, OwnedKey] = {}
+        self.find = self._keys.get  # ``owned``, without making a stray of what nobody owns
         self._shared: dict[frozenset[KeyOwner], KeyGroup] = {}  # of several agents
         self._crowd = KeyGroup(())
         self._strays = KeyOwner(None)  # owns what a tier holds and no call has named

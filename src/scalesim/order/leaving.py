@@ -44,9 +44,9 @@ class LeavingOrder:
     def add_all(self, keys: Iterable[Key]) -> None:
         """``add`` for each of ``keys``, which mostly are of one group."""
         shelf: _Shelf | None = None
-        at, owned_of = self._at, self._keys.owned
+        at, find, owned_of = self._at, self._keys.find, self._keys.owned
         for key in keys:
-            owned = owned_of(key)
+            owned = find(key) or owned_of(key)
             group = owned.group
             before = at.get(key)
             if before is not None:
@@ -191,12 +191,13 @@ class _Shelf:
 
     def take(self, count: int) -> list[Key]:
         """Remove the first ``count`` keys, or all if there are no more."""
-        heap, live, entered, owned_of = self._heap, self.live, self.entered, self._keys.owned
+        heap, live, entered = self._heap, self.live, self.entered
+        find, owned_of = self._keys.find, self._keys.owned
         found: list[Key] = []
         while live and len(found) < count:
             stamp, depth, _, key = heap[0]
             if key in live:
-                owned = owned_of(key)
+                owned = find(key) or owned_of(key)
                 if stamp != owned.stamp or depth != -owned.depth:
                     heapq.heapreplace(heap, (owned.stamp, -owned.depth, self._seq(), key))
                     continue

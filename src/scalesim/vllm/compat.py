@@ -7,7 +7,7 @@ says so and registers nothing (``plugin.py``).
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from importlib import import_module
 from itertools import product, starmap
 from operator import add
@@ -86,6 +86,13 @@ def make_keys(block_hashes: Sequence[bytes], groups: Sequence[int]) -> list[byte
 def group_of(key: bytes) -> int:
     """The cache group of a key."""
     return int.from_bytes(key[-4:], "big")
+
+
+def by_group(keys: list[Any], groups: Sequence[int]) -> Iterable[list[Any]]:
+    """The ``keys`` of each of the cache ``groups``, in their order."""
+    if len(groups) == 1:  # nearly always
+        return (keys,)
+    return [[key for key in keys if group_of(key) == group] for group in groups]
 
 
 class OffloadLayout(NamedTuple):

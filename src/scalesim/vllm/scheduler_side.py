@@ -19,7 +19,7 @@ from scalesim.order.owners import Key
 from scalesim.order.request_hints import HintReader
 from scalesim.vllm import compat
 from scalesim.vllm.adapters import AgentAdapters
-from scalesim.vllm.compat import cache_block, group_of, keys_in, make_keys
+from scalesim.vllm.compat import by_group, cache_block, keys_in, make_keys
 from scalesim.vllm.device_tier import NextUseQueue
 from scalesim.vllm.host_tier import HostTier
 from scalesim.vllm.own_copies import OWN_REQUEST, OwnCopies, OwnCopy
@@ -259,9 +259,9 @@ class SchedulerSide:
                 tier.device_changed(there)
                 for key in there:
                     del lost[key]
-            for group in self._groups:
-                keys = [key for key in lost if lost[key] is not None and group_of(key) == group]
-                self._offer(tier, meta, keys[::-1], lost)
+            keys = [key for key, block in lost.items() if block is not None]
+            for part in by_group(keys[::-1], self._groups):
+                self._offer(tier, meta, part, lost)
         self.board.keys.left(lost)
 
     def _offer(self, tier: HostTier, meta: Any, keys: list[Any], blocks: dict[Any, Any]) -> None:
@@ -293,8 +293,8 @@ class SchedulerSide:
             # a block is taken while it is loaded: those that run must find some meanwhile
             limit = min(len(keys), self._queue.num_free_blocks // 2)
             room = self._queue.num_leaving_before(keys[0], limit)
-            for group in self._groups:
-                self._load(meta, [key for key in keys[:room] if group_of(key) == group])
+            for part in by_group(keys[:room], self._groups):
+                self._load(meta, part)
             if room < len(keys):
                 self._lacks_room = True
                 return
@@ -304,13 +304,13 @@ class SchedulerSide:
         before them is nowhere, or on its way."""
         assert self.tier is not None
         found: list[Any] = []
-        on_device = self._on_device()
+        on_device, find = self._on_device(), self.tier.chunks.get
         for key in path:
             if key in on_device:
                 if found:
                     break
                 continue
-            chunk = self.tier.get(key)
+            chunk = find(key)
             if chunk is None or chunk.ref_cnt < 0 or key in self._loading:
                 break
             found.append(key)

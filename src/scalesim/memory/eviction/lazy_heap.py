@@ -57,7 +57,8 @@ class LazyHeap(Generic[T]):
     def peek(self, now: float) -> T | None:
         """The item that is used last (with ``soonest``, first), as of ``now``; ``None`` if there is
         none."""
-        known, unknown = self._head(self._known), self._head(self._unknown)
+        known = self._head(self._known) if self._known else None
+        unknown = self._head(self._unknown) if self._unknown else None
         if known is None or unknown is None:
             return known if unknown is None else unknown
         first = self._live[known][1].sooner_than(self._live[unknown][1], now)
