@@ -78,7 +78,8 @@ def test_keys_come_from_the_environment_and_from_files(tmp_path: Path) -> None:
 
 def test_adapters_have_names_and_folders() -> None:
     found = options("m", "--lora-modules", "ada=adapters/ada", "bob=b=c")
-    assert found.adapters() == {"ada": Path("adapters/ada"), "bob": Path("b=c")}
+    here = Path.cwd()
+    assert found.adapters() == {"ada": here / "adapters" / "ada", "bob": here / "b=c"}
     for wrong in ("ada", "=x", "ada="):
         with pytest.raises(ConfigError, match="NAME=FOLDER"):
             options("m", "--lora-modules", wrong).adapters()

@@ -234,9 +234,11 @@ def test_a_snapshot_is_of_the_engines_own_world(tmp_path: Path) -> None:
     with Engine(parts()) as engine:
         village = Village()
         village.play(engine, 2)
+        alone = engine.snapshot(tmp_path / "alone")
         with engine.fork_world() as fork:
             Village(seed=9).play(fork, 2)
-            engine.snapshot(tmp_path, data=village.data())
+            taken = engine.snapshot(tmp_path, data=village.data())
+            assert taken.num_pages <= alone.num_pages  # and none of the fork's
             expected = village.play(engine, 2)
     with Engine.restore(tmp_path, parts()) as engine:
         assert engine.restored is not None and engine.restored.num_agents == 8

@@ -10,7 +10,7 @@ empty.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import NamedTuple
@@ -179,8 +179,9 @@ class LiveBlocks:
 def image_of(
     memory: MemoryManager, is_wanted: Callable[[AgentId], bool]
 ) -> tuple[MemoryImage, LiveBlocks]:
-    """The image of ``memory``, with the agents that are wanted. Costs some microseconds a segment
-    and agent. Adapters are left out: they are read from their sources again."""
+    """The image of ``memory``, with the agents that are wanted, and without what others alone own.
+    Costs some microseconds a segment and agent. Adapters are left out: they are read from their
+    sources again."""
     states = [state for state in memory.owners.agents.values() if is_wanted(state.id)]
     number = {state.id: index for index, state in enumerate(states)}
     stats = memory.owners.reuse_stats
@@ -189,11 +190,12 @@ def image_of(
     image = MemoryImage(memory.block_size, timing.now, timing.tick_s, timing.move, reuse)
     place: dict[Segment | None, int] = dict.fromkeys(memory.tree.roots(TEXT), NOBODY)
     live: list[Segment] = []
+    is_whole = len(states) == len(memory.owners.agents)
     for segment in memory.tree:
         parent = place.get(segment.parent)
+        if parent is None or segment.is_attachment or not (is_whole or _is_of(segment, number)):
+            continue
         of = segment.partial_of
-        if parent is None or segment.is_attachment or (of is not None and of not in number):
-            continue  # a partial block is of its agent alone, and nothing is behind it
         place[segment] = len(live)
         live.append(segment)
         in_memory = max(segment.device.valid, segment.host.valid)
@@ -215,6 +217,14 @@ def image_of(
         )
     image.agents.extend(_agent_image(state, place) for state in states)
     return image, LiveBlocks(memory, live)
+
+
+def _is_of(segment: Segment, wanted: Container[AgentId]) -> bool:
+    """Whether ``segment`` is of one of the ``wanted`` agents, or of nobody: not of others alone,
+    as a partial block of one of them is."""
+    if segment.partial_of is not None:
+        return segment.partial_of in wanted
+    return not segment.owners or any(owner.id in wanted for owner in segment.owners)
 
 
 def _agent_image(state: AgentState, place: dict[Segment | None, int]) -> AgentImage:
