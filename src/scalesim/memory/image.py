@@ -190,10 +190,9 @@ def image_of(
     image = MemoryImage(memory.block_size, timing.now, timing.tick_s, timing.move, reuse)
     place: dict[Segment | None, int] = dict.fromkeys(memory.tree.roots(TEXT), NOBODY)
     live: list[Segment] = []
-    is_whole = len(states) == len(memory.owners.agents)
     for segment in memory.tree:
         parent = place.get(segment.parent)
-        if parent is None or segment.is_attachment or not (is_whole or _is_of(segment, number)):
+        if parent is None or segment.is_attachment or not _is_of(segment, number):
             continue
         of = segment.partial_of
         place[segment] = len(live)
