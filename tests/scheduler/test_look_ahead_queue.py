@@ -136,3 +136,22 @@ def test_a_line_tells_of_each_request_once_as_it_comes_near() -> None:
         for agent in range(7):
             first = agents.index(agent) if agent in agents else None
             assert line.position_of(agent) == first
+
+
+def test_a_request_in_line_may_become_nobodys() -> None:
+    """Its agent is forgotten; another of that name may call before it is served."""
+    line, others = WaitingLine(8), [request(1), request(2)]
+    nobodys = request(0)
+    for sequence in (nobodys, *others):
+        line.add(sequence)
+    assert line.position_of(0) == 0 and line.position_of(2) == 2
+    nobodys.agent = None
+    assert line.position_of(0) is None
+    again = request(0)
+    again.id = 7
+    line.add(again)
+    assert line.position_of(0) == 3
+    line.discard(nobodys)
+    assert line.position_of(0) == 2 and list(line) == [*others, again]
+    line.discard(again)
+    assert line.position_of(0) is None

@@ -56,7 +56,8 @@ class _Level:
 
 
 class WaitingLine:
-    """Iterates in the order of service. The ``work`` of a sequence in line is not changed.
+    """Iterates in the order of service. The ``work`` of a sequence in line is not changed; its
+    agent may become ``None``, when it is forgotten.
 
     Of the first ``_num_taken`` in line, all were given by ``take_next`` but those in ``_joined``.
     """
@@ -65,6 +66,7 @@ class WaitingLine:
         self._max_skips = max_skips
         self._levels: dict[float, _Level] = {}  # by priority, ascending
         self._by_agent: dict[AgentId, dict[int, Sequence]] = {}
+        self._joined_as: dict[int, AgentId] = {}  # the keys in ``_by_agent``, by id
         self._num_taken = 0
         self._joined: dict[int, Sequence] = {}
 
@@ -81,6 +83,7 @@ class WaitingLine:
             self._levels = dict(sorted(self._levels.items()))
         level.add(sequence)
         if sequence.agent is not None:
+            self._joined_as[sequence.id] = sequence.agent
             self._by_agent.setdefault(sequence.agent, {})[sequence.id] = sequence
         if self._num_taken and self.position(sequence) < self._num_taken:
             self._num_taken += 1
@@ -96,11 +99,12 @@ class WaitingLine:
         level.discard(sequence)
         if not level.by_id:
             del self._levels[sequence.priority]
-        if sequence.agent is not None:
-            of_agent = self._by_agent[sequence.agent]
+        agent = self._joined_as.pop(sequence.id, None)
+        if agent is not None:
+            of_agent = self._by_agent[agent]
             del of_agent[sequence.id]
             if not of_agent:
-                del self._by_agent[sequence.agent]
+                del self._by_agent[agent]
 
     def position(self, sequence: Sequence) -> int:
         """How many are served before ``sequence``, which is in line."""
@@ -110,7 +114,8 @@ class WaitingLine:
 
     def position_of(self, agent: AgentId) -> int | None:
         """How many are served before the first sequence of ``agent``; ``None`` if none waits."""
-        return min(map(self.position, self._by_agent.get(agent, {}).values()), default=None)
+        own = (one for one in self._by_agent.get(agent, {}).values() if one.agent == agent)
+        return min(map(self.position, own), default=None)
 
     def take_next(self, count: int) -> list[Sequence]:
         """Those of the first ``count`` in line that were not given since they joined it, in the
