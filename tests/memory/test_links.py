@@ -104,6 +104,28 @@ def test_a_pause_is_no_time_for_a_link(monkeypatch: pytest.MonkeyPatch) -> None:
     link.close()
 
 
+@pytest.mark.parametrize("bandwidth", [None, 1e12])
+def test_a_paused_link_ends_no_copy_whose_time_was_over(bandwidth: float | None) -> None:
+    """The pause comes when all of the copy's bytes have had their time, and its end is not told."""
+
+    stands = threading.Event()
+
+    class PausesItself(ThreadLink):
+        def copy(self, copies: Copies) -> None:
+            super().copy(copies)
+            self.pause()
+            stands.set()
+
+    device, host = pools()
+    link = PausesItself(device, host, Timeline(), bandwidth)
+    (ticket,) = link.submit(Copies("in", [0], [4]))
+    assert stands.wait(10.0)
+    assert not link.wait(0.05) and link.queued_bytes("in") == PAGE
+    link.resume()
+    assert drain(link, 1) == {ticket: None} and link.queued_bytes("in") == 0
+    link.close()
+
+
 def test_a_paused_link_closes() -> None:
     device, host = pools()
     link = ThreadLink(device, host, Timeline(), bandwidth=1e-3)

@@ -38,8 +38,8 @@ class CopyThreads:
     they allow it, and the thread sleeps till then. So a copy costs what it costs on a slower link,
     and no processor time beyond the copying.
 
-    A link that is paused starts no copy, ends none that ``bandwidth`` slows, and takes none of that
-    time for copying: rates and ends are as if the pause had not been.
+    A link that is paused begins no copy, ends none, and takes none of that time for copying: rates
+    and ends are as if the pause had not been.
     """
 
     def __init__(
@@ -111,8 +111,8 @@ class CopyThreads:
         return self._rates[direction]
 
     def pause(self) -> None:
-        """Stand still until ``resume``. What has begun to copy, at most 16 MiB each way, is copied
-        still, and ends later. Whoever waits for a copy meanwhile waits for ``resume``."""
+        """Stand still until ``resume``. What has begun, at most 16 MiB each way, is copied still,
+        and ends later. Whoever waits for a copy meanwhile waits for ``resume``."""
         with self._changed:
             if self._paused_at_s is None:
                 self._paused_at_s = time.perf_counter()
@@ -164,8 +164,8 @@ class CopyThreads:
                 error = LinkError(f"copy {direction} of {job.copies.num_pages} pages failed")
                 error.__cause__ = raised.error
             with self._changed:
-                if self._bandwidth is not None:
-                    self._sleep_until(start + job.num_bytes / self._bandwidth)
+                least_s = 0.0 if self._bandwidth is None else job.num_bytes / self._bandwidth
+                self._sleep_until(start + least_s)
                 seconds = self.time_s() - start
                 queue.queued_bytes -= job.num_bytes
                 if error is None:
@@ -185,7 +185,13 @@ class CopyThreads:
         return True
 
     def _sleep_until(self, end_s: float) -> None:
-        """Sleep until ``end_s`` on the link's clock, or until the link closes."""
+        """Sleep until ``end_s`` on the link's clock, and while the link is paused even if ``end_s``
+        is over: a copy may take longer than its bytes. Ends when the link closes."""
         with self._changed:
-            while not self._closed and (left_s := end_s - self.time_s()) > 0.0:
-                self._changed.wait(left_s if self._paused_at_s is None else None)
+            while not self._closed:
+                if self._paused_at_s is not None:
+                    self._changed.wait()
+                elif (left_s := end_s - self.time_s()) > 0.0:
+                    self._changed.wait(left_s)
+                else:
+                    return
