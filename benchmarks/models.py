@@ -13,18 +13,19 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from scalesim_kernels import select
 
+from benchmarks.paged_linears import linears
 from benchmarks.report import Report, table
 from scalesim.engine.engine import Engine
 from scalesim.memory.counters import Counters
 from scalesim.memory.geometry import PageGeometry
+from scalesim.memory.tree.segment import Segment
 from scalesim.model.checkpoint.config import ModelConfig
 from scalesim.model.layers.rope import RopeConfig
 from scalesim.model.paged_weights import WeightLayout
@@ -34,7 +35,7 @@ from tests.model_folders import write_dummy_model
 POLICIES = ("resident", "deadline", "lru-swap", "lru-recompute")
 NUM_MODELS, IN_MEMORY = 6, 2
 PROMPT, OUTPUT = 96, 16
-LEAST_OF_ROOF, LEAST_LINEAR = 0.9, 0.98
+LEAST_OF_ROOF = 0.9
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +59,7 @@ def shape(options: argparse.Namespace) -> ModelConfig:
 
 def run(options: argparse.Namespace) -> Report:
     report, config = Report("models"), shape(options)
-    linears(report, config, 3 if options.quick else 30)
+    linears(report, config, 2 if options.quick else 25)
     with tempfile.TemporaryDirectory() as place:
         folders = [
             write_dummy_model(Path(place) / f"model {number}", config, seed=number)
@@ -70,44 +71,6 @@ def run(options: argparse.Namespace) -> Report:
     return report
 
 
-# -- a linear layer over pages --------------------------------------------------------------------
-
-
-def linears(report: Report, config: ModelConfig, repeats: int) -> None:
-    """The products of a layer with weights in pages, beside the same on tensors of their own."""
-    geometry = PageGeometry.choose(config.num_layers, config.num_kv_heads, config.head_dim, 4)
-    layout = WeightLayout(config, torch.float32, geometry.page_bytes)
-    pool = torch.zeros((sum(layout.runs) + 8, geometry.page_bytes), dtype=torch.uint8)
-    heads, first = [], 3
-    for length in layout.runs:
-        heads.append(first)
-        first += length
-    paged = [layer.mlp.gate_up.weight for layer in layout.view(pool, heads).layers]  # type: ignore[union-attr]
-    for weight in paged:
-        weight.normal_()
-    plain = [weight.clone() for weight in paged]
-    kernels, rows = select("cpu"), []
-    for count in (1, 16, 64):
-        x = torch.randn(count, config.hidden_size)
-        ratio = statistics.median(
-            seconds(lambda x=x: [kernels.linear(x, weight) for weight in plain])
-            / seconds(lambda x=x: [kernels.linear(x, weight) for weight in paged])
-            for _ in range(repeats)
-        )
-        rows.append([f"{count} rows", f"{ratio:.3f}"])
-        report.figures[f"linear/{count}"] = ratio
-        report.verdict(f"linear on pages, {count} rows", ratio, least=LEAST_LINEAR)
-    report.tables.append(table("Linear layers: speed on pages ÷ on plain tensors", ["", ""], rows))
-
-
-def seconds(work: Callable[[], object], repeats: int = 20) -> float:
-    work()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        work()
-    return time.perf_counter() - start
-
-
 # -- six models -----------------------------------------------------------------------------------
 
 
@@ -117,10 +80,24 @@ class Arm:
 
     engine: Engine
     rounds: list[float] = field(default_factory=list)  # seconds
+    total_s: float = 0.0  # of all rounds
+    runs_s: float = 0.0  # of these, to find or make runs of consecutive pages
     latencies: list[float] = field(default_factory=list)
     num_demanded: int = 0
     num_calls: int = 0
     texts: list[tuple[int, ...]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        compaction = self.engine.parts.memory.residency.compaction
+        take_run = compaction.take_run
+
+        def timed(length: int, held: Collection[Segment] = ()) -> list[int] | None:
+            start = time.perf_counter()
+            run = take_run(length, held)
+            self.runs_s += time.perf_counter() - start
+            return run
+
+        compaction.take_run = timed  # type: ignore[method-assign]
 
 
 def compare(
@@ -208,8 +185,10 @@ def play(arm: Arm, order: str, agents: int, ticks: int, number: int) -> None:
         })  # fmt: skip
         engine.tick()
         arm.num_calls += agents
+    took = time.perf_counter() - start
     if number:
-        arm.rounds.append(time.perf_counter() - start)
+        arm.rounds.append(took)
+    arm.total_s += took
     arm.num_demanded += engine.parts.memory.counters.demand_loads - before
 
 
@@ -231,9 +210,10 @@ def show(
             policy, f"{rates[policy]:.1f}", f"{rates[policy] / rates['resident']:.2f}",
             f"{arm.num_demanded / arm.num_calls:.2f}", f"{1e3 * p95:.0f}",
             f"{counters.loaded_pages + counters.read_pages}", f"{counters.compacted_pages}",
+            f"{arm.runs_s / arm.total_s:.1%}",
         ])  # fmt: skip
     columns = ["policy", "turns/s", "÷ resident", "loads waited for, a call", "latency p95, ms",
-               "pages loaded", "moved"]  # fmt: skip
+               "pages loaded", "moved", "of the time"]  # fmt: skip
     report.tables.append(
         table(f"{NUM_MODELS} models in memory for {IN_MEMORY}: {title}", columns, rows)
     )
