@@ -5,7 +5,8 @@ models come in turn (cyclic), or some more often than others (skewed). ``lru-rec
 pool: what it lacks is loaded again from its source when it is asked for. Sources are in memory, so
 that this is as fast as the link. Each rate is held against the roof, and against a schedule of the
 link that is made in hindsight (``link_schedule``), beside the computing of ``resident``: the roof
-takes loading and computing apart, and lets the link bring more than there is room for.
+takes loading and computing apart, and lets the link bring more than there is room for. Where the
+schedule comes up to 0.9 of the roof, the roof counts.
 """
 
 from __future__ import annotations
@@ -186,13 +187,13 @@ def judge(
     report: Report, what: str, found: dict[str, Outcome], limit: float, schedule: float
 ) -> None:
     best, swap = found["deadline"].turns_per_s, found["lru-swap"].turns_per_s
-    if schedule < limit:
+    if schedule >= LEAST_OF_ROOF * limit:
+        report.verdict(f"{what}: of the roof", best / limit, least=LEAST_OF_ROOF)
+    else:
         report.verdict(f"{what}: of the link's schedule", best / schedule, least=LEAST_OF_ROOF)
         report.notes.append(
             f"{what}: the link's schedule gives {schedule:.1f} turns/s, the roof {limit:.1f}"
         )
-    else:
-        report.verdict(f"{what}: of the roof", best / limit, least=LEAST_OF_ROOF)
     report.verdict(f"{what}: ÷ lru-swap", best / swap, least=1.0)
     if math.isclose(best, swap, rel_tol=EQUAL):
         report.notes.append(f"{what}: deadline and lru-swap are equal")
