@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from scalesim.engine.engine import Engine
-from scalesim.errors import SnapshotWarning, StateError, UnknownAgentError
+from scalesim.errors import SnapshotWarning, StateError, StateLostError, UnknownAgentError
 from tests.engine.test_same_texts import check_empty
 from tests.engine.world import PAGE_BYTES, tiny_engine
 from tests.inside import between_steps
@@ -117,8 +117,13 @@ def test_a_block_that_raises_writes_nothing() -> None:
         state["memory"] = torch.zeros(4)
         with pytest.raises(ZeroDivisionError), state.active():
             state["memory"] += 1
+            del state["memory"]
+            assert "memory" not in state and len(state) == 0
+            with pytest.raises(KeyError):
+                del state["memory"]
+            state["more"] = torch.zeros(1)
             raise ZeroDivisionError
-        assert same(state["memory"], torch.zeros(4))
+        assert list(state) == ["memory"] and same(state["memory"], torch.zeros(4))
         with state.active():
             state["memory"] += 1
             state["memory"] = np.ones(2)  # in place of the tensor of before
@@ -129,6 +134,9 @@ def test_a_block_that_raises_writes_nothing() -> None:
                 pass
         assert same(state["memory"], torch.ones(2, dtype=torch.float64))
         assert state.sizes == {"memory": 16}
+        with state.active():
+            del state["memory"]
+        assert state.sizes == {}
 
 
 @pytest.mark.parametrize(
@@ -202,4 +210,8 @@ def test_a_snapshot_keeps_values_and_what_forks_share(tmp_path: Path) -> None:
         pytest.warns(SnapshotWarning, match="values that agents kept are not restored"),
         Engine.restore(tmp_path, few) as engine,
     ):
-        assert len(engine.agent("ada").state) < 3
+        state = engine.agent("ada").state
+        assert len(state) < 3
+        for name in set("xyz") - set(state):
+            with pytest.raises(StateLostError, match="host_memory"):
+                state[name]

@@ -253,7 +253,7 @@ def test_what_is_refused() -> None:
         with pytest.raises(RequestError, match="vocabulary, 0 to 149"):
             agent.generate([150])
         engine.adapters.add("own", adapter(None))
-        with pytest.raises(AdapterError, match="another model's"):
+        with pytest.raises(AdapterError, match="and the call runs on"):
             agent.generate([1], adapter="own", max_tokens=1)
         with pytest.raises(ModelError, match="raise device_memory"):
             engine.add_model("llama", big())
