@@ -13,6 +13,7 @@ import asyncio
 import math
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Collection
@@ -42,8 +43,8 @@ EQUAL = 0.02  # rates of rounds that differ by less are called equal
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--agents", type=int, default=8, help="of each model")
-    parser.add_argument("--ticks", type=int, default=18, help="in each round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ticks", type=int, default=12, help="in each round")
+    parser.add_argument("--rounds", type=int, default=3, help="of each arm, behind one to warm up")
     parser.add_argument(
         "--link", type=float, nargs="+", default=[0.13, 1.0],
         help="time to load a model, as a share of a tick's computing",
@@ -61,7 +62,7 @@ def shape(options: argparse.Namespace) -> ModelConfig:
 
 def run(options: argparse.Namespace) -> Report:
     report, config = Report("models"), shape(options)
-    linears(report, config, 2 if options.quick else 25)
+    linears(report, config, 2 if options.quick else 15)
     with tempfile.TemporaryDirectory() as place:
         folders = [
             write_dummy_model(Path(place) / f"model {number}", config, seed=number)
@@ -120,6 +121,7 @@ def compare(
     }
     try:
         for number in range(rounds + 1):  # the first warms up
+            print(f"{order}, link {link:g}: round {number}", file=sys.stderr, flush=True)
             for arm in arms.values():
                 play(arm, order, agents, ticks, number)
     finally:

@@ -2,7 +2,8 @@
 
 Each matrix of the model is there three times: twice as a tensor of its own, and once in pages. A
 call of each arm follows the other two with the same matrix, and who is first changes from pass to
-pass, so all three find the caches alike. What the two plain arms differ by is noise.
+pass, so all three find the caches alike. What the two plain arms differ by is what says nothing of
+pages. The pool is an engine's, on huge pages where the system has them.
 """
 
 from __future__ import annotations
