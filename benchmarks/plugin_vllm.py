@@ -153,17 +153,55 @@ def bound_of(groups: Groups, own: int, capacity: int, news: int = 1) -> int:
 
 
 def run_arm(settings: ArmSettings, python: str) -> dict[str, Any]:
-    """Play ``settings`` by a Python that has vLLM. Raises ``RuntimeError`` with its last words."""
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder) / "settings.json", Path(folder) / "result.json"
+    """Play ``settings`` in a process of its own."""
+    with ArmPlayer(python) as player:
+        return player.play(settings)
+
+
+class ArmPlayer:
+    """A process of ``python``, which has vLLM, that plays arms one after the other: it takes longer
+    to start than to play a small one."""
+
+    def __init__(self, python: str) -> None:
+        self._python = python
+        self._folder = tempfile.TemporaryDirectory()
+        self._log = (Path(self._folder.name) / "log").open("w+")
+        self._number = 0
+        self._process: subprocess.Popen[str] | None = None
+
+    def play(self, settings: ArmSettings) -> dict[str, Any]:
+        """What ``settings`` find. Raises ``RuntimeError`` with the last words of the process if
+        that ends; the next arm has another one."""
+        process = self._process = self._process or self._start()
+        assert process.stdin is not None and process.stdout is not None
+        self._number += 1
+        source = Path(self._folder.name) / f"settings-{self._number}.json"
+        target = Path(self._folder.name) / f"result-{self._number}.json"
         source.write_text(json.dumps(asdict(settings)))
+        print(source, target, sep="\t", file=process.stdin, flush=True)
+        for line in process.stdout:
+            if line.rstrip() == str(target):
+                result: dict[str, Any] = json.loads(target.read_text())
+                return result
+        process.communicate()
+        self._process = None
+        self._log.seek(0)
+        raise RuntimeError(f"the arm failed: {self._log.read()[-4000:]}")
+
+    def _start(self) -> subprocess.Popen[str]:
         root = Path(__file__).parents[1]
         paths = os.pathsep.join(str(root / part) for part in (".", "src", "kernels"))
-        done = subprocess.run(
-            [python, "-m", "benchmarks.vllm_arm", str(source), str(target)],
-            env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True,
+        return subprocess.Popen(
+            [self._python, "-m", "benchmarks.vllm_arm"],
+            env={**os.environ, "PYTHONPATH": paths}, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
         )  # fmt: skip
-        if done.returncode:
-            raise RuntimeError(f"the arm failed: {done.stderr[-4000:]}")
-        result: dict[str, Any] = json.loads(target.read_text())
-        return result
+
+    def __enter__(self) -> ArmPlayer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._process is not None:
+            self._process.communicate()
+        self._log.close()
+        self._folder.cleanup()

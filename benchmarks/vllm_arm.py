@@ -1,18 +1,22 @@
-"""One arm of ``plugin-vllm``, in a process of its own: vLLM plays a list of calls in process.
+"""Arms of ``plugin-vllm``, one after the other: vLLM plays a list of calls in process.
 
-    python -m benchmarks.vllm_arm SETTINGS.json RESULT.json
+    python -m benchmarks.vllm_arm
 
-Needs vLLM, and no other part of the benchmarks. A CPU's worth of threads: one.
+Each line of the standard input names a file with settings and one for the result, separated by a
+tab; the latter's name is printed when it is written. Needs vLLM, and no other part of the
+benchmarks. A CPU's worth of threads: one.
 """
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,8 +121,7 @@ def play(llm: Any, settings: ArmSettings, folder: Path) -> dict[str, Any]:
     from vllm import SamplingParams
 
     core = llm.llm_engine.engine_core.engine_core
-    cached, texts, number, counts = [], [], 0, []
-    loads, preempted = count_adapter_loads(), list[str]()
+    cached, texts, number, counts, preempted = [], [], 0, [], list[str]()
     spent = HookTime()
     spent.watch(core.scheduler)
     watch_preemptions(core.scheduler, preempted)
@@ -165,17 +168,18 @@ def play(llm: Any, settings: ArmSettings, folder: Path) -> dict[str, Any]:
     while core.scheduler.has_requests():  # copies under way
         llm.llm_engine.step()
     scheduler = core.scheduler
-    return {
+    result = {
         "cached": cached,
         "texts": hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:8],
         "seconds": took,
         "hook_seconds": spent.seconds,
         "counts": counts[-1] or {} if counts else {},
         "free_blocks": scheduler.kv_cache_manager.block_pool.get_num_free_blocks(),
-        "adapter_loads": len(loads),
         "preemptions": len(preempted),
         "copies": (core.scalesim_stats() or {}).get("copies", 0),
     }
+    llm.llm_engine.engine_core.shutdown()
+    return result
 
 
 def stop_under_load(llm: Any, prompts: list[Any], params: list[Any], adapters: list[Any]) -> None:
@@ -201,8 +205,9 @@ def watch_preemptions(scheduler: Any, preempted: list[str]) -> None:
     scheduler.schedule = noted
 
 
-def count_adapter_loads() -> list[str]:
-    """The folders of the LoRA adapters that vLLM reads from disk from now on."""
+@contextmanager
+def adapter_loads() -> Iterator[list[str]]:
+    """The folders of the LoRA adapters that vLLM reads from disk meanwhile."""
     from vllm.lora.lora_model import LoRAModel
 
     loads: list[str] = []
@@ -213,7 +218,8 @@ def count_adapter_loads() -> list[str]:
         return load(folder, *args, **named)
 
     LoRAModel.from_local_checkpoint = noted
-    return loads
+    yield loads
+    LoRAModel.from_local_checkpoint = load
 
 
 class HookTime:
@@ -311,18 +317,28 @@ def lora_of(settings: ArmSettings, agent: int, folder: Path) -> Any:
     return LoRARequest(f"adapter-{number}", number + 1, str(folder / f"adapter-{number}"))
 
 
-def main(arguments: Sequence[str]) -> None:
-    source, target = map(Path, arguments)
+def play_file(source: Path, target: Path) -> None:
+    """Play the settings in ``source``, and write the result into ``target``."""
     settings = ArmSettings(**json.loads(source.read_text()))
+    folder = target.with_suffix(".model")
+    write_llama(folder, settings.seed)
+    write_adapters(folder, settings)
+    with adapter_loads() as loads:
+        result = play(make_llm(folder, settings), settings, folder)
+    target.write_text(json.dumps({**result, "adapter_loads": len(loads)}))
+
+
+def main() -> None:
     os.environ.update(ENVIRONMENT)
     from scalesim.vllm.plugin import register
 
     register()
-    folder = target.with_suffix(".model")
-    write_llama(folder, settings.seed)
-    write_adapters(folder, settings)
-    target.write_text(json.dumps(play(make_llm(folder, settings), settings, folder)))
+    for line in sys.stdin:
+        source, target = line.rstrip("\n").split("\t")
+        play_file(Path(source), Path(target))
+        gc.collect()  # an engine has cycles
+        print(target, flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

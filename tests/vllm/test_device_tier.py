@@ -20,12 +20,12 @@ NUM_BLOCKS = 12
 class Pool:
     """As vLLM's ``BlockPool`` uses its queue: blocks of calls, found again by their keys."""
 
-    def __init__(self) -> None:
+    def __init__(self, ahead: int = 0) -> None:
         self.board = board_where_prompts_go_on()
         self.blocks = [Block(number) for number in range(NUM_BLOCKS)]
         self.left: list[object] = []
         self.inner = ListQueue(self.blocks)
-        self.queue = NextUseQueue(self.inner, self.board.keys, self._note)
+        self.queue = NextUseQueue(self.inner, self.board.keys, self._note, self.evict, ahead)
         self.cached: dict[object, Block] = {}
         self.used: dict[Block, int] = {}
         self.board.keys.watch(lambda: self.cached)
@@ -34,6 +34,14 @@ class Pool:
         for key, block in blocks.items():
             assert block.block_hash in (key, None)
             self.left.append(key)
+
+    def evict(self, block_ids: set[int]) -> None:
+        for number in block_ids:
+            block = self.blocks[number]
+            assert block not in self.used
+            if self.cached.get(block.block_hash) is block:
+                del self.cached[block.block_hash]
+            block.block_hash = None
 
     def take(self, count: int) -> list[Block]:
         before = len(self.left)
@@ -86,10 +94,13 @@ class Pool:
             st.integers(1, 3),
         ),
         max_size=80,
-    )
+    ),
+    st.integers(0, 3),
 )
-def test_each_block_is_in_the_queue_exactly_once(acts: list[tuple[str, int, int]]) -> None:
-    pool, running = Pool(), dict[int, list[Block]]()
+def test_each_block_is_in_the_queue_exactly_once(
+    acts: list[tuple[str, int, int]], ahead: int
+) -> None:
+    pool, running = Pool(ahead), dict[int, list[Block]]()
     for act, agent, size in acts:
         if act == "open" and agent not in running and pool.queue.num_free_blocks >= 4:
             keys: list[object] = ["all", *((agent % 2, agent, depth) for depth in range(size))]
@@ -136,6 +147,30 @@ def test_empty_blocks_go_first_then_whole_agents_from_the_end() -> None:
     pool.take(3 + 9)
     assert pool.left == [(agent, depth) for agent in (0, 2, 1) for depth in (2, 1, 0)]
     assert len(pool.board.keys) == 0
+
+
+def test_some_blocks_are_emptied_ahead_and_nothing_more_until_they_are_taken() -> None:
+    pool = Pool(ahead=2)
+    for agent, soon in ((0, 30.0), (1, 10.0)):
+        held = pool.open(agent, [(agent, depth) for depth in range(5)])
+        pool.board.expect({agent: soon})
+        pool.close(agent, held)
+    pool.board.expect({2: 20.0})
+    pool.board.begin("2", 2)
+    pool.board.used("2", ["new"])
+    pool.cached["new"] = Block(99)  # held elsewhere: its owner stays
+    pool.board.end("2")
+    pool.board.expect({2: 20.0})
+    # two hold nothing; of the five that are used later, two are emptied with the third
+    assert pool.queue.num_leaving_before("new", 99) == 2 + 3
+    pool.take(2 + 1)
+    assert pool.left == [(0, 4), (0, 3), (0, 2)]
+    assert pool.queue.num_empty == 2
+    assert {(0, 0), (0, 1)} <= set(pool.cached) and not set(pool.left) & set(pool.cached)
+    pool.take(2)
+    assert len(pool.left) == 3
+    pool.take(1)
+    assert pool.left[3:] == [(0, 1), (0, 0), (1, 4)]
 
 
 def test_a_second_copy_goes_before_the_first() -> None:

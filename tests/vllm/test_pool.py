@@ -29,7 +29,9 @@ def test_no_block_is_lost(seed: int) -> None:
     rng, board = random.Random(seed), CallBoard()
     pool = BlockPool(NUM_BLOCKS, True, 16)
     left: list[Any] = []
-    pool.free_block_queue = NextUseQueue(pool.free_block_queue, board.keys, left.extend)
+    pool.free_block_queue = NextUseQueue(
+        pool.free_block_queue, board.keys, left.extend, pool.evict_blocks, ahead=seed % 4
+    )
     board.keys.watch(lambda: keys_in(pool))
     calls: dict[str, list[Any]] = {}
     for number in range(300):

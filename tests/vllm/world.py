@@ -78,6 +78,14 @@ class Pool:
             block.block_hash, block.refs = None, 1
         return blocks
 
+    def evict_blocks(self, block_ids: set[int]) -> None:
+        for number in block_ids:
+            block = self.blocks[number]
+            assert not block.refs
+            if self.found.get(block.block_hash) is block:
+                del self.found[block.block_hash]
+            block.block_hash = None
+
     def touch(self, blocks: list[PoolBlock]) -> None:
         for block in blocks:
             if not block.refs:

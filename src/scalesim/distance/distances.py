@@ -356,13 +356,13 @@ class Distances:
         row = self._row(agent)
         rows, now = self._rows, self.clock.now
         rows.known[row] = True
-        if rows.standing[row] == _PUT_OFF:
+        if rows.standing.item(row) == _PUT_OFF:
             rows.standing[row] = 0
         first = row not in self._called
-        rows.open_calls[row] += 1
-        rows.calls[row] += 1
+        rows.open_calls[row] = rows.open_calls.item(row) + 1
+        rows.calls[row] = calls = rows.calls.item(row) + 1
         if more_calls is not None:
-            rows.usual_calls[row] = rows.calls[row] + more_calls
+            rows.usual_calls[row] = calls + more_calls
         self._called[row] = None
         for voice in self._voices:
             voice.ledger.called(row, now, first=first)
@@ -378,7 +378,7 @@ class Distances:
     def ended(self, agent: AgentId) -> list[Change]:
         """Note that a request of ``agent`` ended, for whatever reason."""
         row = self._row(agent)
-        self._rows.open_calls[row] -= 1
+        self._rows.open_calls[row] = self._rows.open_calls.item(row) - 1
         return self._changes([row])
 
     def tick(self, wall_s: float, n: float = 1.0, *, to: float | None = None) -> list[Change]:
@@ -554,21 +554,22 @@ class Distances:
 
     def _effective(self, row: int) -> float:
         rows = self._rows
-        if rows.open_calls[row] or rows.standing[row] == _PINNED:
+        standing = rows.standing.item(row)
+        if rows.open_calls.item(row) or standing == _PINNED:
             return self.clock.now
-        if rows.standing[row] == _PUT_OFF:
+        if standing == _PUT_OFF:
             return LATEST
-        if 0 < rows.calls[row] < rows.usual_calls[row]:
+        if 0 < rows.calls.item(row) < rows.usual_calls.item(row):
             return self.clock.now
-        return float(rows.combined[row])
+        return float(rows.combined.item(row))
 
     def _changes(self, touched: Sequence[int]) -> list[Change]:
         changes: list[Change] = []
         told, known = self._rows.told, self._rows.known
         for row in touched:
-            if not known[row]:
+            if not known.item(row):
                 continue
-            at, last = self._effective(row), float(told[row])
+            at, last = self._effective(row), told.item(row)
             if at != last and not (at != at and last != last):
                 told[row] = at
                 changes.append((self.roster.ids[row], None if math.isnan(at) else at))

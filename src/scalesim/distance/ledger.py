@@ -40,7 +40,8 @@ class Ledger:
 
     def says(self, row: int) -> float:
         """The row's predicted time in ticks; NaN if there is no prediction."""
-        return float(self.columns.at[row]) if row < self.columns.num_rows else math.nan
+        columns = self.columns
+        return float(columns.at.item(row)) if row < columns.num_rows else math.nan
 
     @property
     def is_heard(self) -> bool:
@@ -50,7 +51,7 @@ class Ledger:
     def heard(self, row: int) -> float:
         """The confidence of the row's prediction, discounted by the source's trust."""
         trust = 0.0 if self.score.muted else self.score.trust
-        return float(self.columns.confidence[row]) * trust
+        return float(self.columns.confidence.item(row)) * trust
 
     def post_one(self, row: int, time: float, confidence: float, now: float) -> bool:
         """Take in a prediction made at ``now`` (NaN takes the last back). Returns whether it
@@ -58,7 +59,7 @@ class Ledger:
         ``confidence`` to 0 … 1."""
         columns = self.columns
         columns.grow(row + 1)
-        old = columns.at[row]
+        old = columns.at.item(row)
         if math.isnan(time):
             columns.at[row] = math.nan
             return not math.isnan(old)
@@ -112,7 +113,7 @@ class Ledger:
             return
         columns = self.columns
         if first:
-            self.score.called(float(columns.made[row]), at, now, float(columns.confidence[row]))
+            self.score.called(columns.made.item(row), at, now, columns.confidence.item(row))
         if at < math.floor(now) + 1.0:
             columns.at[row] = math.nan
 
@@ -135,7 +136,7 @@ class Ledger:
     def _stands(self, row: int, deadline: float) -> bool:
         """Whether the row's prediction has this deadline: it was not renewed, and did not come
         true. In plain numbers."""
-        at, made = float(self.columns.at[row]), float(self.columns.made[row])
+        at, made = float(self.columns.at.item(row)), float(self.columns.made.item(row))
         return at + max(MIN_PATIENCE_TICKS, at - made) == deadline
 
     def _deadline(self, rows: Int64s) -> Times:

@@ -7,6 +7,7 @@ has left behind, and what no agent has named, are groups of their own.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from itertools import filterfalse
 from typing import Protocol
 
 from scalesim.distance.clock import Clock
@@ -157,8 +158,7 @@ class KeyTable:
     def _not_held(self, keys: Iterable[Key]) -> Iterable[Key]:
         """Those of ``keys`` that no tier holds."""
         for held in self._held:
-            there = held()
-            keys = [key for key in keys if key not in there]
+            keys = list(filterfalse(held().__contains__, keys))
             if not keys:
                 break
         return keys

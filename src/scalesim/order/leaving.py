@@ -7,13 +7,13 @@ sorted as a whole. Both heaps are lazy: a change is noted, and costs something w
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Collection, Iterable
+from heapq import heapify, heappop, heappush, heapreplace
 from itertools import count as numbers
 
 from scalesim.memory.eviction.lazy_heap import LazyHeap
 from scalesim.order.key_table import KeyTable
-from scalesim.order.owners import Key, KeyGroup, OwnedKey
+from scalesim.order.owners import Key, KeyGroup
 
 
 class LeavingOrder:
@@ -29,6 +29,7 @@ class LeavingOrder:
         self._changed: dict[KeyGroup, None] = {}  # not at their place in the heap; the newest last
         self._shelves: dict[KeyGroup, _Shelf] = {}
         self._at: dict[Key, _Shelf] = {}
+        self._seq = numbers(1).__next__
         keys.attach(self)
 
     def __len__(self) -> int:
@@ -44,7 +45,7 @@ class LeavingOrder:
     def add_all(self, keys: Iterable[Key]) -> None:
         """``add`` for each of ``keys``, which mostly are of one group."""
         shelf: _Shelf | None = None
-        at, find, owned_of = self._at, self._keys.find, self._keys.owned
+        at, find, owned_of, seq = self._at, self._keys.find, self._keys.owned, self._seq
         for key in keys:
             owned = find(key) or owned_of(key)
             group = owned.group
@@ -56,8 +57,12 @@ class LeavingOrder:
             if shelf is None or shelf.group is not group:
                 shelf = self._shelves.get(group) or self._open(group)
                 shelf.tidy()
+                live, entered, heap = shelf.live, shelf.entered, shelf.heap
             at[key] = shelf
-            shelf.add(key, owned)
+            live.add(key)
+            if key not in entered:
+                entered.add(key)
+                heappush(heap, (owned.stamp, -owned.depth, seq(), key))
 
     def discard(self, key: Key) -> bool:
         """Remove ``key``. Returns whether it was there."""
@@ -166,49 +171,43 @@ class _Shelf:
     removed and put back needs no second entry. ``entered`` are the keys with an entry.
     """
 
-    __slots__ = ("_heap", "_keys", "_seq", "entered", "group", "live")
+    __slots__ = ("_keys", "entered", "group", "heap", "live")
 
     def __init__(self, group: KeyGroup, keys: KeyTable) -> None:
         self.group, self._keys = group, keys
         self.live: set[Key] = set()
         self.entered: set[Key] = set()
-        self._heap: list[tuple[int, int, int, Key]] = []
-        self._seq = numbers(1).__next__
-
-    def add(self, key: Key, owned: OwnedKey) -> None:
-        """Make ``key`` live."""
-        self.live.add(key)
-        if key not in self.entered:
-            self.entered.add(key)
-            heapq.heappush(self._heap, (owned.stamp, -owned.depth, self._seq(), key))
+        self.heap: list[tuple[int, int, int, Key]] = []  # stamp, -depth, a number for ties, key
 
     def tidy(self) -> None:
         """Drop the entries of keys that are not live, once there are many."""
-        if len(self._heap) > 2 * len(self.live) + 16:
-            self._heap = [entry for entry in self._heap if entry[3] in self.live]
+        if len(self.heap) > 2 * len(self.live) + 16:
+            self.heap = [entry for entry in self.heap if entry[3] in self.live]
             self.entered = set(self.live)
-            heapq.heapify(self._heap)
+            heapify(self.heap)
 
     def take(self, count: int) -> list[Key]:
         """Remove the first ``count`` keys, or all if there are no more."""
-        heap, live, entered = self._heap, self.live, self.entered
-        find, owned_of = self._keys.find, self._keys.owned
+        heap, live, entered, first = self.heap, self.live, self.entered, self.first
         found: list[Key] = []
         while live and len(found) < count:
-            stamp, depth, _, key = heap[0]
-            if key in live:
-                owned = find(key) or owned_of(key)
-                if stamp != owned.stamp or depth != -owned.depth:
-                    heapq.heapreplace(heap, (owned.stamp, -owned.depth, self._seq(), key))
-                    continue
-                live.remove(key)
-                found.append(key)
-            heapq.heappop(heap)
+            key = first()
+            heappop(heap)
+            live.remove(key)
             entered.remove(key)
+            found.append(key)
         return found
 
     def first(self) -> Key:
-        """The first key, which stays."""
-        [key] = self.take(1)
-        self.add(key, self._keys.owned(key))
-        return key
+        """The first key, which stays; its entry is at the head."""
+        heap, find = self.heap, self._keys.find
+        while True:
+            stamp, depth, tie, key = heap[0]
+            if key not in self.live:
+                heappop(heap)
+                self.entered.remove(key)
+                continue
+            owned = find(key) or self._keys.owned(key)
+            if stamp == owned.stamp and depth == -owned.depth:
+                return key
+            heapreplace(heap, (owned.stamp, -owned.depth, tie, key))

@@ -3,6 +3,9 @@ use of what they hold. Knows vLLM's queue and blocks by their methods alone.
 
 A free block still holds what was computed in it, until it is given out. vLLM gives out what was
 freed longest ago; here what is used last goes first, and blocks that hold nothing before that.
+
+A request that computes takes one block after another. So a few more blocks are emptied ``ahead``
+than are asked for, and most steps choose nothing and save nothing.
 """
 
 from __future__ import annotations
@@ -27,8 +30,9 @@ class DeviceBlock(Protocol):
 
 class NextUseQueue:
     """Takes the place of a ``FreeKVCacheBlockQueue``, which it keeps up to date: a block is in this
-    queue exactly if it is in that one. ``left`` is called with the blocks that are given out by the
-    keys of what they hold; a block still has its key unless vLLM took it meanwhile.
+    queue exactly if it is in that one. ``left`` is called with the blocks that are given out or
+    emptied, by the keys of what they hold; a block still has its key unless vLLM took it meanwhile.
+    ``empty`` then makes vLLM find nothing any more in the emptied ones, given by id.
     """
 
     def __init__(
@@ -36,8 +40,10 @@ class NextUseQueue:
         queue: Any,
         keys: KeyTable,
         left: Callable[[Mapping[Key, DeviceBlock]], object] = lambda blocks: None,
+        empty: Callable[[set[int]], object] = lambda block_ids: None,
+        ahead: int = 0,
     ) -> None:
-        self.queue, self._left = queue, left
+        self.queue, self._left, self._make_empty, self._ahead = queue, left, empty, ahead
         self._order = LeavingOrder(keys)
         self._holding: dict[Key, Any] = {}  # free blocks by what they hold
         self._keys: dict[int, Key] = {}  # of the same blocks, by block id
@@ -72,15 +78,24 @@ class NextUseQueue:
         assert n <= self.num_free_blocks, f"asked {n} blocks, {self.num_free_blocks} are free"
         taken = [self._empty.popitem()[1] for _ in range(min(n, len(self._empty)))]
         if len(taken) < n:
-            holding = self._holding
-            blocks = {key: holding.pop(key) for key in self._order.take(n - len(taken))}
-            for block in blocks.values():
-                del self._keys[block.block_id]
-            self._left(blocks)
-            taken += blocks.values()
+            taken += self._choose(n - len(taken))
         for block in taken:
             self.queue.remove(block)
         return taken
+
+    def _choose(self, n: int) -> list[Any]:
+        """The ``n`` blocks that leave first of those that hold something; the next ones are emptied
+        ahead."""
+        left = self._order.take(n + self._ahead)
+        blocks = list(map(self._holding.pop, left))
+        for block in blocks:
+            del self._keys[block.block_id]
+        self._left(dict(zip(left, blocks, strict=True)))
+        if len(blocks) > n:
+            more = {block.block_id: block for block in blocks[n:]}
+            self._empty |= more
+            self._make_empty(set(more))
+        return blocks[:n]
 
     def peek_key(self) -> Key | None:
         """What leaves first of all that free blocks hold; ``None`` if they hold nothing."""
@@ -88,9 +103,12 @@ class NextUseQueue:
 
     def num_leaving_before(self, key: Key, limit: int) -> int:
         """How many blocks, up to ``limit``, can be given out before one that is used sooner than
-        ``key``."""
-        empty = min(limit, len(self._empty))
-        return empty + self._order.num_before(key, limit - empty)
+        ``key`` is given out or emptied."""
+        if limit <= len(self._empty):
+            return limit
+        limit -= len(self._empty)
+        before = self._order.num_before(key, limit + self._ahead)
+        return len(self._empty) + max(0, before - self._ahead)
 
     def remove(self, block: DeviceBlock) -> None:
         """Take ``block`` out: a request uses what it holds. Raises ``RuntimeError`` if it is not in

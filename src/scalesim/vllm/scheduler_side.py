@@ -25,6 +25,10 @@ from scalesim.vllm.host_tier import HostTier
 from scalesim.vllm.own_copies import OWN_REQUEST, OwnCopies, OwnCopy
 from scalesim.vllm.settings import PluginSettings
 
+BLOCKS_PER_AHEAD = 32
+"""Of so many blocks of the device, one is emptied ahead: room that holds nothing is little."""
+MAX_AHEAD = 8
+
 
 @dataclass(slots=True)
 class PluginCounts:
@@ -93,8 +97,11 @@ class SchedulerSide:
         self.board.keys.watch(self._on_device)
         if self.tier is not None:
             self.tier.join(self.board, self._on_device)
-        self._queue = NextUseQueue(pool.free_block_queue, self.board.keys, self._note_evictions)
-        pool.free_block_queue = self._queue
+        queue = pool.free_block_queue
+        ahead = min(MAX_AHEAD, queue.num_free_blocks // BLOCKS_PER_AHEAD)
+        self._queue = pool.free_block_queue = NextUseQueue(
+            queue, self.board.keys, self._note_evictions, pool.evict_blocks, ahead
+        )
 
     def _note_evictions(self, blocks: Mapping[Key, Any]) -> None:
         for key, block in blocks.items():
