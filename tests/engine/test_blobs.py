@@ -14,6 +14,7 @@ from scalesim.engine.engine import Engine
 from scalesim.errors import SnapshotWarning, StateError, StateLostError, UnknownAgentError
 from tests.engine.test_same_texts import check_empty
 from tests.engine.world import PAGE_BYTES, tiny_engine
+from tests.inside import between_steps
 
 DTYPES = (torch.float32, torch.bfloat16, torch.bool, torch.int64, torch.complex64, torch.uint8)
 
@@ -87,9 +88,9 @@ def test_values_are_those_of_a_dictionary(policy: str, seed: int) -> None:
         if fork is not None:
             fork.close()
         engine.forget([name for world, name in model if world is engine])
-        engine.parts.memory.drain()  # a save may be under way
-        engine.parts.memory.poll()
-        check_empty(engine)
+        between_steps(engine, engine.parts.memory.drain)  # a save may be under way
+        between_steps(engine, engine.parts.memory.poll)
+        between_steps(engine, lambda: check_empty(engine))
 
 
 def test_texts_do_not_depend_on_state() -> None:

@@ -19,6 +19,7 @@ from scalesim.memory.leases.adapters import AdapterContent
 from tests.engine.test_same_texts import check_empty
 from tests.engine.updates import Said, Storm
 from tests.engine.world import SHAPE, said, tiny_engine
+from tests.inside import between_steps
 from tests.model.adapter_folders import adapter_tensors, write_adapter
 
 RANK, PROMPT = 2, list(range(60))
@@ -168,7 +169,7 @@ def test_the_next_use_of_an_agent_moves_the_new_weights() -> None:
         bob.generate([1] * 300, **OPTIONS)
         engine.tick()
         bob.generate(list(range(20)), **OPTIONS)
-        pages = engine.parts.memory.pages_of("ada")
+        pages = between_steps(engine, lambda: engine.parts.memory.pages_of("ada"))
         assert pages.device + pages.coming + pages.host == hot.info.num_pages
 
 
