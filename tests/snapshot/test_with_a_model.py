@@ -249,4 +249,7 @@ def test_models_beside_the_engines_own(tmp_path: Path, monkeypatch: pytest.Monke
         with pytest.raises(ModelError, match="'guard' is unknown"):
             engine.agent("ada").generate([1], max_tokens=1)
         engine.add_model("guard", write_dummy_model(others["guard"], small, seed=7))
+        engine.memory.view("ada")  # behind what was told of the model
+        [attached] = engine.parts.memory.owners.agent("ada").attached
+        assert attached.num_blocks == engine.models.list()[0].num_pages  # before she calls
         assert speak(engine) == expected

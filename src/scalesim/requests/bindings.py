@@ -167,6 +167,12 @@ class Bindings(ABC, Generic[T]):
         with self._lock:
             if name is not None:
                 self.known(name)
+            self.rebind(agent, name)
+
+    def rebind(self, agent: AgentId, name: str | None) -> None:
+        """``bind`` as it was before, also to a name that was removed: once that stands for
+        something again, ``agent`` uses it."""
+        with self._lock:
             self._note(agent, name)
             self._tell(name, (agent,))
 
