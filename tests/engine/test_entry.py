@@ -423,6 +423,7 @@ GIVEN_BY_THE_ENGINE = {
     "Agent": "Engine.agent makes it",
     "AdapterRegistry": "Engine makes it",
     "AdapterRegistry.bind": "for the engine",
+    "AdapterRegistry.rebind": "for the engine",
     "AdapterRegistry.attach": "for the engine",
     "AdapterRegistry.name_of": "for the engine",
     "Adapter": "AdapterRegistry.add makes it",
