@@ -43,7 +43,7 @@ ARMS: tuple[Arm, ...] = (
 )
 WRONG: tuple[Arm, ...] = (("deadline", "inverted", "longest"), ("deadline", "random", "longest"))
 BY_ARRIVAL = ", by arrival"
-LINKS = (1.0, 0.1, 0.03)
+LINKS = (1.0, 0.1)
 WARMUP = 2
 # of a town's day: own tokens and output of a call, as an agent's memory stream has them
 OWN, OUT = 2048, 32
@@ -83,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workloads", nargs="*", default=list(WORKLOADS), choices=WORKLOADS,
                         metavar="NAME", help="to put beside the traces; none if empty")  # fmt: skip
     parser.add_argument("--links", nargs="*", type=float, default=list(LINKS), metavar="SHARE",
-                        help="of the link's rate")  # fmt: skip
+                        help="of the link's rate; the time goes with their number")  # fmt: skip
     parser.add_argument("--policies", nargs="*", metavar="NAME", help="only these")
     parser.add_argument("--hardware", default="h100")
     parser.add_argument("--model", default="qwen2.5-7b")

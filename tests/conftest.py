@@ -9,6 +9,8 @@ import logging
 import os
 import random
 from collections.abc import Iterator
+from contextlib import suppress
+from inspect import signature
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is first imported
 
@@ -32,6 +34,14 @@ settings.load_profile("ci")
 # The products here are too small for a second thread. And a product's bits may follow from the
 # number of threads: what one test remembers for others was computed with the number that all have.
 torch.set_num_threads(1)
+
+
+# A client of a server here waits five seconds for a reply, unless it is told otherwise. A starved
+# machine may take longer; only a reply that never comes is wrong.
+with suppress(ImportError):  # the tests of servers alone need it
+    import httpx2
+
+    signature(httpx2.Client).parameters["timeout"].default.read = 60.0
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from types import FunctionType, MethodType
 from typing import Any, TypeVar
+
+from scalesim.engine.ask import ask
+from scalesim.engine.engine import Engine
+from scalesim.engine.inbox import Inbox
+from scalesim.engine.thread import EngineThread
+from scalesim.memory.audit.integrity import check_integrity
 
 T = TypeVar("T")
 
@@ -51,3 +57,21 @@ def reachable(thing: object, but: tuple[type, ...] = ()) -> Iterator[tuple[str, 
 def part(thing: object, kind: type[T]) -> T:
     """The nearest ``kind`` that ``thing`` is made of."""
     return next(found for _, found in reachable(thing) if isinstance(found, kind))
+
+
+def between_steps(engine: Engine, question: Callable[[], T]) -> T:
+    """What ``question`` says on the engine's thread. On any other thread it would read, or change,
+    what a step is changing: an engine goes on after its last reply, with loads for the next."""
+    return ask(part(engine, EngineThread), part(engine, Inbox), question)
+
+
+def check_memory(engine: Engine) -> None:
+    """``check_integrity`` of an engine that runs."""
+    parts = engine.parts
+    between_steps(engine, lambda: check_integrity(parts.memory, parts.scheduler.leases()))
+
+
+def let_copies_end(engine: Engine) -> None:
+    """Wait until no copy is under way."""
+    while between_steps(engine, lambda: engine.parts.memory.is_moving):
+        pass

@@ -33,6 +33,15 @@ class ObjectStore:
         """What ``method`` of the client gives. Raises ``OSError``, see ``call``."""
         return call(getattr(self._client, method), *values, **options)
 
+    def read(self, path: str, **bounds: int) -> bytes:
+        """The content of the object that the client calls ``path``, with ``start=`` and ``end=`` a
+        part of it. Raises ``OSError``, also for what is no bytes."""
+        found = self.ask("cat_file", path, **bounds)
+        if isinstance(found, bytes):
+            return found
+        content: bytes = call(lambda: bytes(memoryview(found)))
+        return content
+
     def names(self) -> list[str]:
         """The names under the prefix; none where there is no such prefix. Raises ``OSError``."""
         try:

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import replay_curves
 from benchmarks.__main__ import BENCHMARKS, parser
+from benchmarks.link_schedule import Turn, scheduled_s
 from benchmarks.report import Report
 
 
@@ -67,6 +68,22 @@ def test_policies_on_several_models_are_held_against_the_roof() -> None:
     assert list(figures) == ["h100, cyclic, answers of 8", "h100, skewed, answers of 8"]
     for arms in figures.values():
         assert all(0 < arm["of_roof"] <= 1 + 1e-9 for arm in arms.values())
+        assert arms["deadline"]["turns_per_s"] <= arms["deadline"]["schedule"]
+
+
+def test_the_links_schedule_keeps_what_there_is_room_for() -> None:
+    """Three models of 10 pages in turn; a page takes 1 s."""
+
+    def took(capacity: int, seconds: float) -> float:
+        return scheduled_s([Turn(at % 3, 10, seconds) for at in range(9)], capacity, 1.0)
+
+    assert took(30, 5.0) == 9 * 5.0
+    assert took(10, 5.0) == 9 * 5.0 + 8 * 10.0  # the first is there; the others wait for each page
+    assert took(20, 10.0) == 9 * 10.0  # each comes while the one before computes
+    # half of each comes while the one before computes, and part of the other half has stayed
+    assert 9 * 5.0 < took(20, 5.0) < 9 * 5.0 + 8 * 5.0
+    times = [took(capacity, 5.0) for capacity in range(10, 31)]
+    assert times == sorted(times, reverse=True)
 
 
 def test_the_generators_are_held_against_their_sources() -> None:

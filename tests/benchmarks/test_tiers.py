@@ -9,7 +9,7 @@ import pytest
 from benchmarks.__main__ import BENCHMARKS, parser
 
 
-@pytest.mark.parametrize(("name", "num_tables"), [("tiers", 2), ("replay-tiers", 1)])
+@pytest.mark.parametrize(("name", "num_tables"), [("tiers", 2), ("replay-tiers", 2)])
 def test_tables_of_the_disk(name: str, num_tables: int) -> None:
     report = BENCHMARKS[name].run(parser().parse_args([name, "--quick"]))
     assert len(report.tables) == num_tables and report.figures
@@ -17,6 +17,8 @@ def test_tables_of_the_disk(name: str, num_tables: int) -> None:
         assert {str(cell) for cell in table.columns[0].cells} >= {"deadline", "lru-swap"}
     equal = [met for what, _, _, met in report.verdicts if "texts of all-resident" in what]
     assert all(equal) and len(equal) == (2 if name == "tiers" else 0)
+    by_bytes = [what for what, *_ in report.verdicts if "what its bytes allow" in what]
+    assert len(by_bytes) == (0 if name == "tiers" else 1)
 
 
 def test_a_curve_of_the_disk_has_the_roof_above_every_policy(tmp_path: Path) -> None:

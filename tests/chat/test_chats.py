@@ -13,6 +13,7 @@ import pytest
 from scalesim import ChatReply, ChatRequest, Engine, Reply, Request, errors
 from scalesim.chat.stream import ChatPiece
 from tests.chat.world import GO, TOOLS, engine_of, saying
+from tests.inside import let_copies_end
 
 jsonschema = pytest.importorskip("jsonschema")
 pytest.importorskip("llguidance")
@@ -252,6 +253,7 @@ def test_by_nobody_with_the_model_s_own_sampling() -> None:
 
 
 def is_empty(engine: Engine) -> bool:
+    let_copies_end(engine)
     memory = engine.parts.memory
     return not memory.owners.agents and memory.device.num_free == memory.device.num_usable
 

@@ -17,7 +17,7 @@ from scalesim import errors
 from scalesim.client import AsyncClient, Client
 from scalesim.engine.engine import Engine
 from tests.engine.world import tiny_engine
-from tests.server.world import KEY, Running, serving
+from tests.server.world import KEY, PATIENCE_S, Running, serving
 
 SHORT = {"max_tokens": 4, "seed": 1}
 
@@ -204,7 +204,7 @@ class Server:
         body = json.loads(request.content) if request.content else None
         self.asked.append((request.url.path, body))
         self.got_one.set()
-        assert self.opens.wait(20)
+        assert self.opens.wait(PATIENCE_S)
         return self.answers.pop(0) if self.answers else httpx2.Response(200, json={"tick": 1.0})
 
 
@@ -217,7 +217,7 @@ def test_a_thousand_hints_are_few_requests() -> None:
     server.opens.clear()
     with client_of(server) as client:
         client.expect("first", 1)
-        assert server.got_one.wait(20)
+        assert server.got_one.wait(PATIENCE_S)
         for index in range(1000):
             client.expect(f"agent {index % 500}", index)
         server.opens.set()
@@ -232,7 +232,7 @@ def test_hints_that_cannot_be_sent_end_nothing(caplog: pytest.LogCaptureFixture)
     server = Server(refused)
     with client_of(server) as client:
         client.expect("ada", 1)
-        assert server.got_one.wait(20)
+        assert server.got_one.wait(PATIENCE_S)
         assert client.tick() == 1.0
     assert "hints were lost" in caplog.text and "no such thing" in caplog.text
 

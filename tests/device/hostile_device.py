@@ -10,10 +10,12 @@ any object with ``data_ptr``, ``nbytes``, ``copy_`` and ``fill_``.
 from __future__ import annotations
 
 import random
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import wraps
+from typing import Any, Literal, TypeVar
 
 from scalesim.device.streams import Event, Stream, Work
 from scalesim.testing.races import RaceError, Races, VectorClock, join
@@ -23,20 +25,36 @@ __all__ = ["HostileDevice", "HostileEvent", "HostileStream", "RaceError"]
 SCRIBBLE = 0xA5
 HOST = "host"
 Order = Literal["eager", "lazy", "random"]
+Act = TypeVar("Act", bound=Callable[..., Any])
+
+
+def in_turn(act: Act) -> Act:
+    """One thread at a time acts on the device: a model is warmed up on the thread that adds it,
+    while the engine's thread runs steps."""
+
+    @wraps(act)
+    def alone(self: Any, *given: Any, **named: Any) -> Any:
+        with self.turn:
+            return act(self, *given, **named)
+
+    return alone  # type: ignore[return-value]
 
 
 class HostileEvent:
     def __init__(self, device: HostileDevice, stream: HostileStream, clock: VectorClock) -> None:
         self._device, self._stream, self.clock = device, stream, clock
+        self.turn = device.turn
         self.reached = False
         self.at_s = 0.0
 
+    @in_turn
     def query(self) -> bool:
         self._device.fidget()
         if self.reached:
             self._device.host_saw(self)
         return self.reached
 
+    @in_turn
     def synchronize(self) -> None:
         self._device.fidget()
         self.run_up_to()
@@ -63,12 +81,14 @@ class _Op:
 class HostileStream:
     def __init__(self, device: HostileDevice, name: str) -> None:
         self.name, self.clock = name, {name: 0}
-        self._device = device
+        self._device, self.turn = device, device.turn
         self._queue: deque[_Op] = deque()
 
+    @in_turn
     def submit(self, work: Work) -> None:
         self._give(_Op(work, clock=self._tick()))
 
+    @in_turn
     def copy(self, dst: Any, src: Any) -> None:
         """Submit a copy. The destination is scribbled over first, as a copy that has begun may
         leave it."""
@@ -92,6 +112,7 @@ class HostileStream:
         for row, source, count in rows:
             self.copy(dst[row : row + count], src[source : source + count])
 
+    @in_turn
     def zeros(self, *shape: int, dtype: Any) -> Any:
         """Scribble until the stream has run up to here."""
         assert self._device.empty is not None, "give HostileDevice(empty=...): it makes no tensors"
@@ -100,11 +121,13 @@ class HostileStream:
         self.submit(lambda: made.fill_(0))
         return made
 
+    @in_turn
     def record(self, *, timed: bool = False) -> HostileEvent:
         event = HostileEvent(self._device, self, dict(self.clock))
         self._give(_Op(event=event))
         return event
 
+    @in_turn
     def wait(self, event: Event) -> None:
         assert isinstance(event, HostileEvent)
         join(self.clock, event.clock)
@@ -179,7 +202,7 @@ class HostileDevice:
     ) -> None:
         """``pinned`` makes a flat uint8 tensor of a number of bytes, for callers that ask for
         pinned memory; ``empty``, a tensor of a shape and dtype, for callers that ask for zeros."""
-        self.place = "cpu"
+        self.place, self.turn = "cpu", threading.RLock()
         self.now_s = 0.0
         self.host_clock: VectorClock = {}
         self.num_ops = 0
@@ -195,6 +218,7 @@ class HostileDevice:
 
     # -- the seam -----------------------------------------------------------------------------
 
+    @in_turn
     def stream(self, name: str) -> HostileStream:
         if name not in self._streams:
             self._streams[name] = HostileStream(self, name)
@@ -212,6 +236,7 @@ class HostileDevice:
         assert self._pinned is not None, "give HostileDevice(pinned=...): it makes no tensors"
         return self._pinned(num_bytes)
 
+    @in_turn
     def pause(self) -> None:
         """Let time pass: run one more piece of work, if any may run."""
         self._run_some(1)
@@ -239,6 +264,7 @@ class HostileDevice:
         elif self._order == "random":
             self._run_some(self._random.choice((0, 0, 1, 2, 5)), self._starved)
 
+    @in_turn
     def run_all(self) -> None:
         while self._run_some(64):
             pass
@@ -273,6 +299,7 @@ class HostileDevice:
         region = _Region(name, tensor.data_ptr(), tensor.nbytes, grain_bytes)
         self._regions.append(region)
 
+    @in_turn
     def access(self, tensor: Any, is_write: bool) -> None:
         """Note that the running work reads or writes a contiguous ``tensor``."""
         start = tensor.data_ptr()
@@ -287,6 +314,7 @@ class HostileDevice:
         self.host_clock[HOST] = self.host_clock.get(HOST, 0) + 1
         return self.host_clock
 
+    @in_turn
     def touch(self, name: str, pieces: Iterable[int], is_write: bool) -> None:
         """Note that the running work (the host, if none runs) reads or writes pieces of a
         region."""

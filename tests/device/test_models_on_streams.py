@@ -17,13 +17,13 @@ from torch import Tensor
 from scalesim.engine import backends
 from scalesim.engine.engine import Engine
 from scalesim.errors import ModelError
-from scalesim.memory.audit.integrity import check_integrity
 from scalesim.memory.pools.page_access import TensorPages
 from tests.device.hostile_device import HostileDevice, Order, RaceError
 from tests.device.test_backends import SmallDevice
 from tests.device.test_planted_waits import no_wait, root
 from tests.device.world import DEVICE, empty, hostile, hostile_engine, runner_of, watching, zeros
 from tests.engine.test_models import SHAPES, Play, Texts, engine_with, folder
+from tests.inside import check_memory
 
 CAST = {f"a{number}": (None, *SHAPES)[number % 4] for number in range(8)}
 SCHEDULES = {
@@ -66,7 +66,7 @@ class Game:
         try:
             with self.engine:
                 played = play(self.engine)
-                check_integrity(self.engine.parts.memory)
+                check_memory(self.engine)
         except Exception as error:
             return type(self.device.race or root(error)).__name__
         return "same" if played == expected() else "other texts"

@@ -93,6 +93,25 @@ def test_what_is_under_a_url_is_not_trusted(name: str, content: bytes | None, re
         assert f"adapter {url}: " in str(raised.value)
 
 
+@pytest.mark.parametrize(("kind", "is_read"), [(bytearray, True), (memoryview, True), (str, False)])
+def test_a_client_may_give_whatever_has_bytes(
+    kind: Any, is_read: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, read = stored(0), MemoryFileSystem.cat_file
+
+    def cat_file(self: Any, path: str, **bounds: Any) -> Any:
+        found = read(self, path, **bounds)
+        return found.decode("latin-1") if kind is str else kind(found)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
+    with tiny_engine() as engine:
+        if is_read:
+            assert engine.adapters.add("ada", url).info.path == url
+        else:
+            with pytest.raises(AdapterError, match=f"adapter {url}: TypeError: .* not 'str'"):
+                engine.adapters.add("ada", url)
+
+
 @pytest.mark.parametrize("url", ["nosuch://adapters/0", "://", "memory://"])
 def test_a_url_that_leads_nowhere_is_refused(url: str) -> None:
     with tiny_engine() as engine, pytest.raises(AdapterError, match=f"adapter {url}: "):

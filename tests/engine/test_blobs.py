@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from scalesim.engine.engine import Engine
-from scalesim.errors import SnapshotWarning, StateError, UnknownAgentError
+from scalesim.errors import SnapshotWarning, StateError, StateLostError, UnknownAgentError
 from tests.engine.test_same_texts import check_empty
 from tests.engine.world import PAGE_BYTES, tiny_engine
+from tests.inside import between_steps
 
 DTYPES = (torch.float32, torch.bfloat16, torch.bool, torch.int64, torch.complex64, torch.uint8)
 
@@ -87,9 +88,9 @@ def test_values_are_those_of_a_dictionary(policy: str, seed: int) -> None:
         if fork is not None:
             fork.close()
         engine.forget([name for world, name in model if world is engine])
-        engine.parts.memory.drain()  # a save may be under way
-        engine.parts.memory.poll()
-        check_empty(engine)
+        between_steps(engine, engine.parts.memory.drain)  # a save may be under way
+        between_steps(engine, engine.parts.memory.poll)
+        between_steps(engine, lambda: check_empty(engine))
 
 
 def test_texts_do_not_depend_on_state() -> None:
@@ -116,8 +117,13 @@ def test_a_block_that_raises_writes_nothing() -> None:
         state["memory"] = torch.zeros(4)
         with pytest.raises(ZeroDivisionError), state.active():
             state["memory"] += 1
+            del state["memory"]
+            assert "memory" not in state and len(state) == 0
+            with pytest.raises(KeyError):
+                del state["memory"]
+            state["more"] = torch.zeros(1)
             raise ZeroDivisionError
-        assert same(state["memory"], torch.zeros(4))
+        assert list(state) == ["memory"] and same(state["memory"], torch.zeros(4))
         with state.active():
             state["memory"] += 1
             state["memory"] = np.ones(2)  # in place of the tensor of before
@@ -128,6 +134,9 @@ def test_a_block_that_raises_writes_nothing() -> None:
                 pass
         assert same(state["memory"], torch.ones(2, dtype=torch.float64))
         assert state.sizes == {"memory": 16}
+        with state.active():
+            del state["memory"]
+        assert state.sizes == {}
 
 
 @pytest.mark.parametrize(
@@ -201,4 +210,8 @@ def test_a_snapshot_keeps_values_and_what_forks_share(tmp_path: Path) -> None:
         pytest.warns(SnapshotWarning, match="values that agents kept are not restored"),
         Engine.restore(tmp_path, few) as engine,
     ):
-        assert len(engine.agent("ada").state) < 3
+        state = engine.agent("ada").state
+        assert len(state) < 3
+        for name in set("xyz") - set(state):
+            with pytest.raises(StateLostError, match="host_memory"):
+                state[name]

@@ -20,6 +20,7 @@ from scalesim.requests.reply import Reply
 from scalesim.requests.request import Request
 from scalesim.sampling.params import SamplingParams
 from tests.engine.world import BLOCK, PAGE_BYTES, TOKENIZER, tiny_engine, tiny_model
+from tests.inside import between_steps
 
 
 @pytest.mark.parametrize(
@@ -143,10 +144,9 @@ def test_nan_ends_its_request_and_never_enters_the_tree() -> None:
             assert isinstance(sick, errors.NumericalError)
             assert not isinstance(well, Exception) and well.token_ids == alone.token_ids
             token = np.int32(poison).tobytes()
-            for segment in engine.parts.memory.tree:
-                assert token not in [
-                    segment.tokens[i : i + 4] for i in range(0, len(segment.tokens), 4)
-                ]
+            kept = between_steps(engine, lambda: [each.tokens for each in engine.parts.memory.tree])
+            for tokens in kept:
+                assert token not in [tokens[i : i + 4] for i in range(0, len(tokens), 4)]
     finally:
         model.weights.embed.copy_(sound)
 

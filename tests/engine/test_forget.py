@@ -26,7 +26,7 @@ from scalesim.requests.prepare import Intake
 from scalesim.sampling.keys import SamplingKeys
 from scalesim.testing.tag_parts import tag_parts
 from tests.engine.world import tiny_engine
-from tests.inside import part, reachable
+from tests.inside import between_steps, part, reachable
 
 VOCAB = 512
 BOUNDED = ("page_log", "scheduler.work")  # the last events, the newest kinds of calls
@@ -326,10 +326,10 @@ def test_threads_that_call_and_one_that_forgets() -> None:
     assert made.stats.restarts == 0
     memory = made.parts.memory
     assert not memory.owners.agents and not len(part(made, SamplingKeys))
-    assert (
-        memory.device.num_free + sum(len(segment.device) for segment in memory.tree)
-        == memory.device.num_usable
+    nobodys = between_steps(
+        made, lambda: memory.device.num_used - sum(len(segment.device) for segment in memory.tree)
     )
+    assert nobodys == 0
     made.close()
 
 

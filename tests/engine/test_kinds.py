@@ -16,6 +16,7 @@ from scalesim.engine.engine import Engine
 from scalesim.errors import StateError, StateLostError
 from tests.engine.test_same_texts import check_empty
 from tests.engine.world import PAGE_BYTES, tiny_engine
+from tests.inside import between_steps, let_copies_end
 
 
 class Board:
@@ -97,9 +98,9 @@ def test_values_with_an_origin_are_those_of_a_dictionary(policy: str, tmp_path: 
                 assert all(state[key] == known[key] for key in known)
         assert kind.num_reads > 0
         engine.forget(list(model))
-        engine.parts.memory.drain()
-        engine.parts.memory.poll()
-        check_empty(engine)
+        between_steps(engine, engine.parts.memory.drain)
+        between_steps(engine, engine.parts.memory.poll)
+        between_steps(engine, lambda: check_empty(engine))
 
 
 def test_equal_content_is_held_once_and_loaded_before_its_agents_call(tmp_path: Path) -> None:
@@ -117,6 +118,7 @@ def test_equal_content_is_held_once_and_loaded_before_its_agents_call(tmp_path: 
         assert engine.memory.view("ada").pages.total == 3 and memory.blobs.num_pages == 0
         ada.expect(1)
         bob.generate("hello " * 5, max_tokens=2)
+        let_copies_end(engine)
         assert segment.is_ready and ada.state["board"] == one
         del ada.state["board"]
         assert bob.state["board"] == one == ada.state["again"]
@@ -210,6 +212,7 @@ def test_an_origin_that_did_not_answer_is_read_ahead_again_once_a_next_use_is_to
             ada.expect(1)
             engine.agent("bob").generate("hello", max_tokens=4)
             engine.tick()
+            let_copies_end(engine)
         failed = kind.num_reads
         assert failed >= 3 and not segment.host and not segment.device
         assert "could not be read ahead from their source, 3 times" in caplog.text
@@ -218,6 +221,7 @@ def test_an_origin_that_did_not_answer_is_read_ahead_again_once_a_next_use_is_to
             ada.expect(1)
             engine.agent("bob").generate("hello", max_tokens=4)
             engine.tick()
+            let_copies_end(engine)
         assert segment.is_ready and kind.num_reads == failed + 1
         used = engine.stats.prefetch_used_bytes
         assert ada.state["board"] == board(tmp_path, 1, 3)
@@ -232,7 +236,7 @@ def test_a_value_without_an_origin_is_kept_and_changed_in_place() -> None:
         with state.active():
             state["board"].cells[:] = 3
         assert (state["board"].cells == 3).all() and state.sizes["board"] == 2 * (PAGE_BYTES - 7)
-        engine.parts.memory.reset()
+        between_steps(engine, engine.parts.memory.reset)
         with pytest.raises(StateLostError):
             state["board"]
 
@@ -242,7 +246,7 @@ def test_a_fault_loses_no_value_with_an_origin(tmp_path: Path) -> None:
         engine.register_kind(BoardKind())
         state = engine.agent("ada").state
         state["board"], state["kept"] = board(tmp_path, 1), torch.ones(1)
-        engine.parts.memory.reset()
+        between_steps(engine, engine.parts.memory.reset)
         assert state["board"] == board(tmp_path, 1)
         with pytest.raises(StateLostError):
             state["kept"]

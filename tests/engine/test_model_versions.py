@@ -17,7 +17,7 @@ import pytest
 
 from scalesim.engine.engine import Engine
 from scalesim.engine.inbox import Inbox
-from scalesim.errors import AdapterError, ModelError, RequestError
+from scalesim.errors import AdapterError, ModelError, PromptTooLongError, RequestError
 from scalesim.model.runner.several_models import ModelRunners
 from scalesim.requests.added_model import AddedModel
 from tests.engine.test_same_texts import check_empty
@@ -195,8 +195,11 @@ def test_adapters_stay_with_models_of_their_shapes() -> None:
         second = ada.generate(PROMPT, **OPTIONS)
         engine.add_model("guard", folder(0), replace=True)
         assert said([ada.generate(PROMPT, **OPTIONS)]) == said([first]) != said([second])
-        with pytest.raises(AdapterError, match="another model's"):
+        told = "'strict' is of model 'guard', and the call runs on model 'twin': set agent.model or"
+        with pytest.raises(AdapterError, match=told):
             engine.agent("bob", model="twin", adapter="strict").generate(PROMPT, **OPTIONS)
+        with pytest.raises(AdapterError, match="'strict' is of model 'guard', and not of model 't"):
+            engine.adapters.add("strict", adapter(), model="twin")  # of equal content
         engine.adapters.add("loud", adapter(6), model="twin")  # of other layouts, of one shape
         engine.adapters.add("mild", adapter(), model="twin")
         bob = engine.agent("bob", adapter="mild")
@@ -206,6 +209,41 @@ def test_adapters_stay_with_models_of_their_shapes() -> None:
             ada.generate(PROMPT, **OPTIONS)
         ada.adapter = None
         assert len(ada.generate(PROMPT, **OPTIONS).token_ids) == 6
+
+
+def test_an_adapter_that_grew_since_the_request_was_made_fits_beside_the_model(
+    tmp_path: Path,
+) -> None:
+    large = write_adapter(tmp_path / "large", SMALL, rank=32)
+    with tiny_engine(device_pages=60) as engine:
+        engine.add_model("guard", folder(0))
+        engine.adapters.add("role", adapter(), model="guard")
+        ada = engine.agent("ada", model="guard", adapter="role")
+        options = {**OPTIONS, "max_tokens": 300}
+
+        def asked() -> Iterator[Any]:
+            yield ada.request(PROMPT, **options)
+            info = engine.adapters.add("role", large, replace=True, model="guard").info
+            assert 60 - 12 < info.num_pages + engine.models.list()[0].num_pages < 60
+
+        for ask in (lambda: engine.run(asked()), lambda: ada.generate(PROMPT, **options)):
+            with pytest.raises(PromptTooLongError, match="raise device_memory"):
+                ask()
+        assert len(ada.generate(PROMPT, **OPTIONS).token_ids) == 6
+
+
+def test_a_refused_agent_leaves_nothing_behind() -> None:
+    with tiny_engine() as engine:
+        engine.add_model("guard", folder(0))
+        ada = engine.agent("ada")
+        for id, error, wrong in (
+            ("new", ModelError, {"model": "nobody"}),
+            ("new", AdapterError, {"adapter": "nowhere"}),
+            ("ada", AdapterError, {"model": "guard", "adapter": "nowhere"}),
+        ):
+            with pytest.raises(error, match=r"nobody|nowhere"):
+                engine.agent(id, **wrong)
+        assert ada.model is None and ada.fork("new").id == "new"
 
 
 def test_why_names_what_waits_and_what_changed() -> None:

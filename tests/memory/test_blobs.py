@@ -13,7 +13,7 @@ from scalesim.memory.kinds import ValueForm
 from scalesim.memory.links.link import LinkError
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pools.page_access import ArrayPages
-from scalesim.memory.state import StateAccess
+from scalesim.memory.state import NewValue, StateAccess
 from tests.memory.test_residency import PAGE, manager, settle, turn, where
 
 FORM = ValueForm(PAGE, "test", ("uint8", ()))
@@ -145,6 +145,40 @@ def test_a_fault_loses_blobs_and_says_so() -> None:
         state.read("bob", "memory")
     state.write("ada", "memory", FORM, rows(3, 1))
     assert (state.read("ada", "memory").rows == 3).all()
+
+
+def test_values_are_written_all_or_none() -> None:
+    memory = manager(6, 6)
+    state = access_to(memory)
+    first = {name: NewValue(FORM, rows(at, 2)) for at, name in enumerate("abc")}
+    assert state.change("ada", {"a": first["a"], "b": first["b"]}, ["never"])
+    with pytest.raises(StateError, match=r"'c', 'd' takes 4 pages of .* holds 4 of the host's 6"):
+        more = {"a": NewValue(FORM, rows(9, 2)), "c": first["c"], "d": first["c"]}
+        state.change("ada", more, ["b"])
+    assert list(state.names("ada")) == ["a", "b"]
+    assert (state.read("ada", "a").rows == 0).all()
+    memory.fork("ada", "bob")
+    assert state.change("bob", {"a": first["a"]})  # unchanged: shared as before
+    assert memory.host.num_free == 2
+    assert state.change("bob", {"a": NewValue(FORM, rows(7, 2))}, ["b"])
+    assert list(state.names("bob")) == ["a"] and memory.host.num_free == 0
+    check_integrity(memory)
+
+
+def test_a_value_without_room_in_a_restore_is_lost_and_stays_lost() -> None:
+    state = access_to(manager(6, 6))
+    two, four = (FORM._replace(num_bytes=count * PAGE) for count in (2, 4))
+    assert state.change("ada", {"a": NewValue(two, rows(1, 2)), "b": NewValue(four, rows(2, 4))})
+    image = state.image(lambda agent: True)
+    for _ in range(2):  # the second image is of what the first has left
+        state = access_to(manager(6, 3))
+        state.put_image(image, lambda form: pytest.fail("no value has a source"))
+        image = state.image(lambda agent: True)
+        assert (state.read("ada", "a").rows == 1).all()
+        with pytest.raises(StateLostError, match="or a restore had no room for it"):
+            state.read("ada", "b")
+    assert state.change("ada", {"b": NewValue(FORM, rows(3, 1))})
+    assert state.image(lambda agent: True)["lost"] == []
 
 
 def test_many_blobs_push_out_none_of_an_agents_paths() -> None:

@@ -17,9 +17,10 @@ from scalesim.memory.prefetch.stages import Stages
 from scalesim.memory.tree.next_use import NextUse
 from scalesim.memory.tree.owner import AgentState
 from scalesim.memory.tree.prefix_tree import TEXT
-from tests.memory.test_residency import PAGE, RATE, SIZE, settle, tokens, turn
+from tests.memory.test_residency import PAGE, RATE, SIZE, calls, settle, tokens, turn
 
 DISK_RATE = RATE / 4.0
+SOON = NextUse(1.0, 0, 0.0, 0)
 
 
 class FailingReads(VirtualLink):
@@ -318,6 +319,29 @@ def test_for_those_who_are_served_next_reads_start_at_once(waits: bool) -> None:
     stages = staging(memory, agent)
     stages.plan((agent,) if waits else (), lambda agent, count: 100.0)
     assert memory.counters.staged_pages == 2 * waits
+
+
+@pytest.mark.parametrize("purpose", ["stage", "recall"])
+def test_what_is_not_likely_to_be_used_again_makes_room_before_copies_of_the_disk(
+    purpose: str,
+) -> None:
+    """Ends of prompts with which nobody went on, on the host alone, never go to the disk."""
+    memory = manager(6, 16, 60)
+    for agent in range(6):
+        for end in range(50, 53):
+            calls(memory, agent, [[agent, end]])
+            memory.hint([(agent, 100.0 + agent)])
+            work(memory)
+    memory.hint([(agent, 200.0 + agent) for agent in range(6)])
+    ranking, room = memory.ranking, memory.residency.room
+    alone = [s for s in memory.tree if s.host and not s.device]
+    ends = [s for s in alone if ranking.unlikely_to_return(s) and not s.disk]
+    clean = [s for s in alone if s.num_unspilled == 0]
+    assert ends and clean
+    count = memory.host.num_free + sum(len(s.host) for s in ends)
+    assert room.to_recall(count) if purpose == "recall" else room.to_stage(count, SOON)
+    assert not any(s.host for s in ends) and all(s.host for s in clean)
+    check_integrity(memory)
 
 
 def test_a_read_that_has_to_wait_for_another_copy_starts_after_it() -> None:

@@ -61,7 +61,7 @@ def test_a_paced_link_takes_the_time_that_its_bytes_cost() -> None:
     assert drain(link, 3) == dict.fromkeys(tickets)
     assert time.perf_counter() - start_s > 1 / 200.0  # the third page's share, at the least
     assert (device[:3] == host[4:7]).all() and (host[0] == device[6]).all()
-    assert link.rate("in") <= bandwidth and link.rate("out") <= bandwidth
+    assert max(link.rate("in"), link.rate("out")) <= bandwidth * (1.0 + 1e-9)
     link.close()
 
 
@@ -101,6 +101,51 @@ def test_a_pause_is_no_time_for_a_link(monkeypatch: pytest.MonkeyPatch) -> None:
         link.resume()  # looks at the clock again
         assert drain(link, 1) == {ticket: None}
     assert link.rate("in") == pytest.approx(bandwidth)
+    link.close()
+
+
+def test_a_paced_link_loses_no_time_to_a_thread_that_wakes_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Copies follow one another by their bytes. What an idle link is given has its time from then
+    on, and the rate is that of a thread that wakes at once."""
+    now, has_copied, waits = [0.0], [False], threading.Event()
+
+    def clock() -> float:
+        if has_copied[0] and threading.current_thread().name == "scalesim-in":
+            waits.set()
+        return now[0]
+
+    class Tells(ThreadLink):
+        def copy(self, copies: Copies) -> None:
+            super().copy(copies)
+            has_copied[0] = True
+
+    def wake(at_s: float) -> None:
+        now[0] = at_s
+        link.pause()
+        link.resume()  # looks at the clock again
+
+    monkeypatch.setattr(copy_threads.time, "perf_counter", clock)
+    device, host = pools()
+    link = Tells(device, host, Timeline(), bandwidth=PAGE / 10.0)
+    tickets = [link.submit(Copies("in", [page], [page + 4]))[0] for page in range(3)]
+    assert waits.wait(10.0)  # it knows when the first copy ends
+    wake(25.0)
+    assert drain(link, 2) == dict.fromkeys(tickets[:2])
+    wake(29.0)
+    assert not link.wait(0.05)
+    wake(30.0)
+    assert drain(link, 1) == {tickets[2]: None}
+    now[0], has_copied[0] = 100.0, False
+    waits.clear()
+    (later,) = link.submit(Copies("in", [3], [7]))
+    assert waits.wait(10.0)
+    wake(109.0)
+    assert not link.wait(0.05)
+    wake(110.0)
+    assert drain(link, 1) == {later: None}
+    assert link.rate("in") == pytest.approx(PAGE / 10.0)
     link.close()
 
 

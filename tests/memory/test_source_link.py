@@ -102,6 +102,24 @@ def test_a_read_waits_for_the_fence_of_its_pages() -> None:
     link.close()
 
 
+@pytest.mark.parametrize("far", [False, True])
+def test_closing_leaves_a_source_behind_that_does_not_answer(
+    far: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scalesim.memory.links.source_link.CLOSE_S", 0.0)
+    device, host = pools()
+    link = source_link(device, host)
+    gate = (FarGate if far else Gate)(rows(1, 1))
+    before = host.copy()
+    link.submit(Copies("out", [], [3], gate))
+    assert gate.asked.wait(10.0)
+    link.close()
+    [left] = [thread for thread in threading.enumerate() if thread.name == "scalesim-read"]
+    gate.open.set()
+    left.join(10.0)
+    assert not left.is_alive() and (host == before).all()
+
+
 @pytest.mark.parametrize("error", [AdapterError("it is gone"), OSError("disk")])
 def test_errors_end_their_ticket_only(error: Exception) -> None:
     device, host = pools()

@@ -38,7 +38,7 @@ def test_adapters_come_and_go(tmp_path: Path) -> None:
     with (
         tiny_engine() as engine,
         serving(engine, admin_keys=(ADMIN_KEY,), adapters=folders) as running,
-        httpx2.Client(base_url=running.url, headers=bearer(ADMIN_KEY), timeout=20) as admin,
+        httpx2.Client(base_url=running.url, headers=bearer(ADMIN_KEY)) as admin,
     ):
         for method, path in PATHS:
             response = httpx2.request(method, running.url + path, headers=bearer(KEY), json={})

@@ -23,7 +23,7 @@ def running() -> Iterator[Running]:
 
 def client(running: Running, key: str = KEY) -> httpx2.Client:
     headers = {"Authorization": f"Bearer {key}"}
-    return httpx2.Client(base_url=running.url, headers=headers, timeout=20)
+    return httpx2.Client(base_url=running.url, headers=headers)
 
 
 @pytest.fixture

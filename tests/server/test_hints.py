@@ -31,7 +31,7 @@ def http(running: Running) -> Iterator[httpx2.Client]:
 
 def client(running: Running, key: str = KEY) -> httpx2.Client:
     headers = {"Authorization": f"Bearer {key}"}
-    return httpx2.Client(base_url=running.url, headers=headers, timeout=20)
+    return httpx2.Client(base_url=running.url, headers=headers)
 
 
 def call(http: httpx2.Client, agent: str | None, path: str = "", **fields: Any) -> httpx2.Response:
@@ -161,17 +161,18 @@ def test_agents_without_room_are_missing(running: Running, http: httpx2.Client) 
     assert told["missing_agents"] == ["agent 2", "agent 2"]
 
 
-def test_ten_thousand_hints_are_quick() -> None:
-    names = [f"agent {index}" for index in range(10_000)]
+def test_a_hint_of_ten_thousand_takes_no_longer_than_one_of_a_thousand() -> None:
+    """A batch that is looked through for each of its hints would take ten times as long a hint."""
+    took_s: dict[int, list[float]] = {1_000: [], 10_000: []}
     with tiny_engine() as engine, serving(engine) as running:
-        took_s = []
         for at in range(7):
-            body = {"in": {name: at + index % 50 for index, name in enumerate(names)}}
-            begin_s = time.thread_time()
-            told = hear(running.service, batch_of(body), "")
-            took_s.append(time.thread_time() - begin_s)
-            assert told["accepted"] == 10_000
-        assert min(took_s) < 0.02
+            for count, found in took_s.items():
+                body = {"in": {f"agent {index}": at + index % 50 for index in range(count)}}
+                begin_s = time.thread_time()
+                told = hear(running.service, batch_of(body), "")
+                found.append(time.thread_time() - begin_s)
+                assert told["accepted"] == count
+    assert min(took_s[10_000]) < 30 * min(took_s[1_000])
 
 
 # -- the clock ---------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ def running() -> Iterator[Running]:
 @pytest.fixture
 def http(running: Running) -> Iterator[httpx2.Client]:
     headers = {"Authorization": f"Bearer {KEY}"}
-    with httpx2.Client(base_url=running.url, headers=headers, timeout=20) as made:
+    with httpx2.Client(base_url=running.url, headers=headers) as made:
         yield made
 
 
@@ -120,7 +120,7 @@ def look(http: httpx2.Client, **query: Any) -> dict[str, Any]:
 def test_one_endpoint_tells_the_page_all() -> None:
     with tiny_engine(device_pages=40) as engine, serving(engine) as running:
         headers = {"Authorization": f"Bearer {KEY}"}
-        with httpx2.Client(base_url=running.url, headers=headers, timeout=20) as http:
+        with httpx2.Client(base_url=running.url, headers=headers) as http:
             for name in ("ada", "bob", "cy", "dee"):
                 call(http, name, prompt=name * 60, next_call_in=len(name))
             now = look(http, q="e")
@@ -145,7 +145,7 @@ def test_who_watches_sees_the_agents_of_one_key() -> None:
     with tiny_engine() as engine, serving(engine, api_keys=(KEY, OTHER_KEY)) as running:
         for key, name in ((KEY, "ada"), (OTHER_KEY, "bob")):
             headers = {"Authorization": f"Bearer {key}"}
-            with httpx2.Client(base_url=running.url, headers=headers, timeout=20) as http:
+            with httpx2.Client(base_url=running.url, headers=headers) as http:
                 call(http, name)
                 assert [row["name"] for row in look(http)["agents"]] == [name]
                 running.service.looks = type(running.service.looks)()

@@ -17,14 +17,14 @@ from typing import Any
 import openai
 
 from scalesim.memory.manager import MemoryManager
-from tests.server.world import KEY, Running
+from tests.server.world import KEY, PATIENCE_S, Running
 
 LONG: dict[str, Any] = {"prompt": "once", "max_tokens": 3000, "ignore_eos": True, "stream": True}
 
 
-def until(is_so: Callable[[], bool], seconds: float = 20.0) -> None:
+def until(is_so: Callable[[], bool]) -> None:
     """Look again and again, because another thread makes it so."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + PATIENCE_S
     while not is_so():
         assert time.monotonic() < end, "it did not become so"
         threading.Event().wait(0.01)

@@ -17,6 +17,7 @@ from scalesim.server.listen import Server
 from scalesim.server.service import Service
 
 KEY = "key-of-the-tests"
+PATIENCE_S = 60.0  # a starved machine may stand still for seconds
 
 
 @dataclass
@@ -57,7 +58,7 @@ def serving(
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        assert started.wait(20)
+        assert started.wait(PATIENCE_S)
         port = int(server.url.rpartition(":")[2])
         running = Running(server.url, port, app.state.service, server)
         yield running
@@ -65,5 +66,5 @@ def serving(
             client.close()
     finally:
         server.stop()
-        thread.join(20)
+        thread.join(PATIENCE_S)
         assert not thread.is_alive()

@@ -213,8 +213,10 @@ def test_while_the_engine_runs(tmp_path: Path) -> None:
     with Engine(parts()) as engine:
 
         def take() -> None:
-            while not over.is_set():
+            while True:  # one at least, also where this thread begins when all is over
                 taken.append(engine.snapshot(tmp_path))
+                if over.is_set():
+                    break
 
         taker = threading.Thread(target=take)
         taker.start()

@@ -23,6 +23,7 @@ from scalesim.requests.reply import Reply
 from scalesim.snapshot.folder import Folder
 from scalesim.snapshot.page_file import HEADER_BYTES
 from tests.engine.world import BLOCK, PAGE_BYTES, SHAPE, TOKENIZER, said, tiny_model
+from tests.inside import check_memory
 from tests.model.adapter_folders import adapter_tensors, write_adapter
 from tests.model_folders import write_dummy_model
 
@@ -229,7 +230,7 @@ def test_models_beside_the_engines_own(tmp_path: Path, monkeypatch: pytest.Monke
         assert engine.adapters["loud"].info.model == "judge"
         assert speak(engine) == expected
         assert engine.stats.cached_tokens > 90
-        check_integrity(engine.parts.memory)
+        check_memory(engine)
     with monkeypatch.context() as patch:
         patch.setattr(
             PageGeometry, "fitting", lambda *shape: PageGeometry(*shape[:3], 16, shape[3])
@@ -240,7 +241,7 @@ def test_models_beside_the_engines_own(tmp_path: Path, monkeypatch: pytest.Monke
     with engine:
         assert speak(engine) == expected
         assert 60 < engine.stats.cached_tokens < 90  # those of the others
-        check_integrity(engine.parts.memory)
+        check_memory(engine)
     shutil.rmtree(others["guard"])
     with pytest.warns(SnapshotWarning, match="'guard' is not restored"):
         engine = Engine.restore(tmp_path / "s", model_parts())
@@ -248,4 +249,7 @@ def test_models_beside_the_engines_own(tmp_path: Path, monkeypatch: pytest.Monke
         with pytest.raises(ModelError, match="'guard' is unknown"):
             engine.agent("ada").generate([1], max_tokens=1)
         engine.add_model("guard", write_dummy_model(others["guard"], small, seed=7))
+        engine.memory.view("ada")  # behind what was told of the model
+        [attached] = engine.parts.memory.owners.agent("ada").attached
+        assert attached.num_blocks == engine.models.list()[0].num_pages  # before she calls
         assert speak(engine) == expected

@@ -145,9 +145,9 @@ def test_work_per_token_does_not_grow() -> None:
 
     def seconds(num_tokens: int) -> float:
         stream = TokenStream(ByteTokenizer(), stop=["\N{REPLACEMENT CHARACTER}" * 50 + "x"])
-        begin = time.perf_counter()
+        begin = time.thread_time()
         shown(stream, [0xE2, 0xFF] * (num_tokens // 2))
-        return time.perf_counter() - begin
+        return time.thread_time() - begin
 
     assert min(seconds(32_000) for _ in range(3)) < 16 * min(seconds(4_000) for _ in range(3))
 

@@ -272,9 +272,16 @@ class Agents:
         adapter: str | Path | Adapter | None = None,
         model: str | None = None,
     ) -> Agent:
-        """``Engine.agent``."""
+        """``Engine.agent``. What is wrong with the model or the adapter changes nothing."""
         id = agent_id(id)
         self._inbox.check_open()
+        if model is not None:
+            self._models.known(model)
+        if adapter is not None:
+            with self.registry.lock:
+                is_there = model is None and id in self.registry
+                runs_on = self.registry.known(id).model if is_there else model
+            adapter = self._adapters[self._adapters.name_of(adapter, runs_on)]
         agent = self._handles.get(id)
         if agent is None:
             with self.registry.lock:

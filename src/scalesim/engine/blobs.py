@@ -7,7 +7,7 @@ written between two steps of the engine's.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from scalesim.engine.parts import EngineParts
 from scalesim.errors import StateError, UnknownAgentError
 from scalesim.memory.kinds import OriginSource, Packed, ValueForm, digest_of, packed
 from scalesim.memory.links.link import PageSource
-from scalesim.memory.state import StateAccess, StoredValue
+from scalesim.memory.state import NewValue, StateAccess, StoredValue
 from scalesim.model.values import bytes_in
 from scalesim.requests.agent_registry import AgentEntry
 
@@ -49,59 +49,70 @@ class BlobMapping(MutableMapping[str, Any]):
         self._access = None if parts.pages is None else StateAccess(parts.memory, parts.pages)
         self._live: dict[str, Any] = {}  # of the block of ``active``
         self._found: dict[str, ValueForm] = {}  # what was read in it, and not assigned since
-        self._is_active = False
+        self._gone: set[str] = set()  # what was deleted in it
+        self._block = threading.Lock()
 
     @contextmanager
     def active(self) -> Iterator[BlobMapping]:
         """In its block ``state[name]`` is one value, of tensors one on the engine's device, which
         may be written: at the end of the block, pages whose bytes have changed are written back,
-        and what was assigned. If the block raises, nothing is. Raises ``StateError`` within another
-        such block of this agent; at the end, with nothing written, where a value that is read again
-        from its origin was changed in place, or what a kind says is wrong; and where the host has
-        no room, with those values written that came before."""
-        if self._is_active:
+        with what was assigned and deleted in it, at one moment. If the block raises, nothing is.
+        The block is the agent's: what other threads do with this state meanwhile is part of it.
+
+        Raises ``StateError`` within another such block of this agent; and at the end, with nothing
+        written, where the host has no room for all of it, a value that is read again from its
+        origin was changed in place, or what a kind says is wrong."""
+        if not self._block.acquire(blocking=False):
             raise StateError(f"the state of agent {shown(self._entry.id)} is active already")
-        self._is_active = True
         try:
             yield self
-            for name, packed_value in self._changed().items():
-                self._write(name, packed_value)
+            self._write(self._changed(), self._gone)
         finally:
-            self._is_active = False
-            self._live, self._found = {}, {}
+            self._live, self._found, self._gone = {}, {}, set()
+            self._block.release()
 
     def __getitem__(self, name: str) -> Any:
         if name in self._live:
             return self._live[name]
+        if name in self._gone:
+            raise KeyError(name)
         found = self._stored(name)
         rows = found.rows
         if rows is None:
             assert found.source is not None
             rows = _read(name, found.form, found.source)
         value = self._view(found.form, rows)
-        if self._is_active:
+        if self._block.locked():
             self._live[name], self._found[name] = value, found.form
         return value
 
     def __setitem__(self, name: str, value: Any) -> None:
         _checked_name(name)
-        if not self._is_active:
-            self._write(name, self._packed(value))
+        if not self._block.locked():
+            self._write({name: self._packed(value)})
         else:
             if value is not self._live.get(name):
                 self._live[name] = self._view(*self._packed(value))
             self._found.pop(name, None)
+            self._gone.discard(name)
 
     def __delitem__(self, name: str) -> None:
         access, key = self._store(), self._entry.key
-        if self._live.pop(name, None) is None or name in self._forms():
+        if not self._block.locked():
             self._ask(lambda: access.remove(key, name))
+            return
+        is_kept = name not in self._gone and self._ask(lambda: access.has(key, name))
+        if self._live.pop(name, None) is None and not is_kept:
+            raise KeyError(name)
+        self._found.pop(name, None)
+        if is_kept:
+            self._gone.add(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys((*self._forms(), *self._live)))
+        return iter([name for name in {**self._forms(), **self._live} if name not in self._gone])
 
     def __len__(self) -> int:
-        return len({*self._forms(), *self._live})
+        return sum(1 for _ in self)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -147,26 +158,32 @@ class BlobMapping(MutableMapping[str, Any]):
                 )
         return values
 
-    def _write(self, name: str, value: Packed) -> None:
+    def _write(self, values: Mapping[str, Packed], gone: Collection[str] = ()) -> None:
+        """Set ``values`` and forget those that are ``gone``, at one moment."""
         access, key = self._store(), self._entry.key
-        form, rows = value
-        if form.origin is not None:
-            kinds, page_bytes = self._parts.kinds, self._parts.memory.page_bytes
-            read_s = kinds.named(form.kind).reread_s(form.origin)
-            if read_s is not None:
-                read_s = number("reread_s()", read_s, 0.0, error=StateError)
-            source = OriginSource(form, page_bytes, kinds.named, read_s)
-            self._ask(lambda: access.refer(key, name, form, source, rows))
+        new = {name: self._new(value) for name, value in values.items()}
+        if not new and not gone:
             return
         pause = threading.Event()
         deadline_s = self._parts.time_s() + PATIENCE_S
-        while self._ask(lambda: access.write(key, name, form, rows)) is None:
+        while not self._ask(lambda: access.change(key, new, gone)):
             if self._parts.time_s() > deadline_s:
                 raise StateError(
-                    f"state {name!r} takes {len(rows)} host pages, and copies have held too many "
-                    f"for {PATIENCE_S:.0f} s: raise host_memory"
+                    f"state {', '.join(map(repr, new))} takes "
+                    f"{sum(len(rows) for _, rows in values.values())} host pages, and copies have "
+                    f"held too many for {PATIENCE_S:.0f} s: raise host_memory"
                 )
             pause.wait(0.001)
+
+    def _new(self, value: Packed) -> NewValue:
+        form, rows = value
+        if form.origin is None:
+            return NewValue(form, rows)
+        kinds, page_bytes = self._parts.kinds, self._parts.memory.page_bytes
+        read_s = kinds.named(form.kind).reread_s(form.origin)
+        if read_s is not None:
+            read_s = number("reread_s()", read_s, 0.0, error=StateError)
+        return NewValue(form, rows, OriginSource(form, page_bytes, kinds.named, read_s))
 
     def _store(self) -> StateAccess:
         if self._entry.is_forgotten:

@@ -254,10 +254,8 @@ class Engine(AgentWorld):
                 self.agent(id)
                 entry = registry.known(id)
                 entry.adapter, entry.model = adapter, models.get(id)
-                if entry.model in self.models:
-                    self.models.bind(entry.key, entry.model)
-                if adapter in self.adapters:
-                    self.adapters.bind(entry.key, adapter)
+                self.models.rebind(entry.key, entry.model)
+                self.adapters.rebind(entry.key, adapter)
             while not self._inbox.is_empty:  # nobody else has the engine yet
                 self._loop.run_command(self._inbox.take())
             changes, lost = self._go_on(state_in(manifest), voices)

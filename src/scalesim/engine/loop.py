@@ -172,7 +172,9 @@ class EngineLoop:
             self.scheduler.add_behind(leader, sequence)
 
     def _sequence_of(self, call: Call) -> Sequence:
-        """``call`` in the form in which the scheduler knows it."""
+        """``call`` in the form in which the scheduler knows it. Raises what refused it."""
+        if call.error is not None:
+            raise call.error
         request, params, tokens = call.request, call.request.params, call.tokens
         digest = call.digest
         if digest is None:

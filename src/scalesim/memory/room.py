@@ -1,13 +1,15 @@
 """Room on the host and on the disk: what leaves them for what comes.
 
-A host copy leaves without loss where another tier has the content as well, and such copies leave
-first. All else leaves only for what is used sooner. Of two segments with equal next uses neither
-displaces the other, as they would displace each other for ever.
+What is not likely to be used again leaves the host first: it is never written to the disk, and
+would fill the host. A host copy leaves without loss where another tier has the content as well, and
+such copies leave next. All else leaves only for what is used sooner. Of two segments with equal
+next uses neither displaces the other, as they would displace each other for ever.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 
 from scalesim.memory.drops import Drops
 from scalesim.memory.eviction.ranking import EvictionRanking
@@ -29,10 +31,11 @@ class Room:
     def to_save(self, count: int, saved: Segment, *, may_lose: bool = True) -> bool:
         """Make ``count`` host pages free for ``saved``. Returns False if that cannot be.
 
-        In this order leave: host copies of segments that are on the device too and are used sooner,
-        the soonest first; host copies of what is on the disk, the farthest first and whatever its
-        next use if ``saved`` has blocks on the device alone, which would be lost otherwise; and,
-        with ``may_lose``, what is on the host alone and is used later.
+        In this order leave: what is not likely to be used again; host copies of segments that are
+        on the device too and are used sooner, the soonest first; host copies of what is on the
+        disk, the farthest first and whatever its next use if ``saved`` has blocks on the device
+        alone, which would be lost otherwise; and, with ``may_lose``, what is on the host alone and
+        is used later.
         """
         next_use = self._ranking.next_use(saved)
         is_later = self._later_than(next_use)
@@ -40,7 +43,8 @@ class Room:
         return self._on_host(
             count,
             lambda missing: (
-                self._shed_on_both(next_use, saved)
+                self._shed_unlikely()
+                or self._shed_on_both(next_use, saved)
                 or self._shed_clean(is_clean_enough)
                 or (may_lose and self._shed_last_copy(is_later, missing))
             ),
@@ -60,7 +64,8 @@ class Room:
         return self._on_host(
             count,
             lambda missing: (
-                self._shed_clean(is_later)
+                self._shed_unlikely()
+                or self._shed_clean(is_later)
                 or (ranking.farthest_to_spill() is None and self._shed_last_copy(is_later, missing))
             ),
         )
@@ -76,7 +81,8 @@ class Room:
         return self._on_host(
             count,
             lambda missing: (
-                self._shed_on_both(next_use)
+                self._shed_unlikely()
+                or self._shed_on_both(next_use)
                 or self._shed_clean(is_later)
                 or self._shed_last_copy(is_later, missing)
             ),
@@ -132,6 +138,13 @@ class Room:
             return False
         self._drops.free(self._host, self._host.cut(segment, 0))
         self._ranking.refresh(segment)
+        return True
+
+    def _shed_unlikely(self) -> bool:
+        segment = self._ranking.farthest_on_host()
+        if segment is None or self._ranking.next_use(segment).time != inf:
+            return False
+        self._drops.shed(self._host, segment)
         return True
 
     def _shed_clean(self, may_leave: Callable[[Segment], bool]) -> bool:

@@ -7,7 +7,7 @@ of it is called on the engine's thread, between two steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -32,6 +32,15 @@ class StoredValue(NamedTuple):
     rows: Any
     source: PageSource | None
     is_coming: bool = False
+
+
+class NewValue(NamedTuple):
+    """A value to be set: ``rows``, uint8 ``[num_pages, page_bytes]``, which the caller leaves as
+    they are, and its ``source``, if it can be read again."""
+
+    form: ValueForm
+    rows: Bytes2D
+    source: PageSource | None = None
 
 
 class StateAccess:
@@ -64,14 +73,41 @@ class StateAccess:
             return StoredValue(blob.form, None, blob.source, is_coming)
         return StoredValue(blob.form, rows, blob.source)
 
+    def change(
+        self, agent: AgentId, values: Mapping[str, NewValue], gone: Collection[str] = ()
+    ) -> bool:
+        """Set ``values`` and forget those that are ``gone``, by name: all, or nothing. Returns
+        ``False``, with nothing changed, where the host has too little room until copies have ended.
+        Raises ``StateError``, with nothing changed, where it never has."""
+        blobs = self._memory.blobs
+        kept, moved = dict[str, NewValue](), dict[str, int]()
+        for name, value in values.items():
+            is_moved = self._in_place(agent, name, len(value.rows)) is None
+            if value.source is not None or (is_moved and self._is_there(agent, name, value)):
+                continue  # also where forks share it
+            kept[name] = value
+            if is_moved:
+                moved[name] = len(value.rows)
+        if not blobs.make_room(", ".join(map(repr, moved)), sum(moved.values())):
+            return False
+        for name, (form, rows, _) in kept.items():
+            written = self.write(agent, name, form, rows)
+            assert written is not None
+        for name, (form, rows, source) in values.items():
+            if source is not None:
+                self.refer(agent, name, form, source, rows)
+        for name in gone:
+            blobs.discard(agent, name)
+        return True
+
     def write(self, agent: AgentId, name: str, form: ValueForm, rows: Bytes2D) -> int | None:
         """Set a value that has no source. Returns the number of pages written: of a value in as
         many pages that no other agent shares, those that differ. ``None``, with nothing changed,
         where the host has too little room until copies have ended. Raises ``StateError`` where it
         never has."""
         blobs = self._memory.blobs
-        before = blobs.of(agent).get(name)
-        if before is not None and len(before.segment.host) == len(rows) and blobs.may_write(before):
+        before = self._in_place(agent, name, len(rows))
+        if before is not None:
             blobs.reform(agent, name, form)
             return self._write_changed(before, rows)
         blob = blobs.add(agent, name, len(rows), form)
@@ -87,9 +123,13 @@ class StateAccess:
         which the caller leaves as they are."""
         self._memory.blobs.refer(agent, name, form, source, rows)
 
+    def has(self, agent: AgentId, name: str) -> bool:
+        """Whether there is such a value, or was before it was lost."""
+        return name in self._memory.blobs.books().get(agent, ())
+
     def remove(self, agent: AgentId, name: str) -> None:
         """Forget a value. Raises ``KeyError`` for one that is not there."""
-        if name not in self._memory.blobs.books().get(agent, ()):
+        if not self.has(agent, name):
             raise KeyError(name)
         self._memory.blobs.discard(agent, name)
 
@@ -110,14 +150,16 @@ class StateAccess:
                     rows = self._access.read("host", list(segment.host) if source is None else [])
                     data.append(rows.reshape(-1)[: form.num_bytes].tobytes())
                 owners.append((agent, name, place[segment]))
-        return {"owners": owners, "forms": values, "bytes": b"".join(data)}
+        lost = [(agent, name) for agent, name in self._memory.blobs.lost() if is_wanted(agent)]
+        return {"owners": owners, "forms": values, "bytes": b"".join(data), "lost": lost}
 
     def put_image(
         self, image: Mapping[str, Any], source_of: Callable[[ValueForm], PageSource]
     ) -> list[tuple[AgentId, str]]:
         """Put what ``image`` gave into memory in which these agents have no values. Returns the
-        values for which the host has no room. ``source_of`` gives a source for a value with an
-        origin. Raises ``ValueError``, ``LookupError`` or ``TypeError`` for columns of others."""
+        values for which the host has no room, which are lost. ``source_of`` gives a source for a
+        value with an origin. Raises ``ValueError``, ``LookupError`` or ``TypeError`` for columns of
+        others."""
         forms = [stored_form(*columns) for columns in image["forms"]]
         kept = [form.num_bytes * (form.origin is None) for form in forms]
         ends = [0, *accumulate(kept)]
@@ -127,6 +169,8 @@ class StateAccess:
             )
         made: dict[int, Blob] = {}
         left_out = []
+        for agent, name in image.get("lost", ()):  # a release before had none
+            self._memory.blobs.lose(agent, name)
         for agent, name, index in image["owners"]:
             if index in made:
                 self._memory.blobs.share(agent, name, made[index])
@@ -140,9 +184,25 @@ class StateAccess:
                 self.write(agent, name, forms[index], rows)
             except StateError:
                 left_out.append((agent, name))
+                self._memory.blobs.lose(agent, name)
             else:
                 made[index] = self._memory.blobs.find(agent, name)
         return left_out
+
+    def _in_place(self, agent: AgentId, name: str, num_pages: int) -> Blob | None:
+        """The value whose pages a value of ``num_pages`` may be written to, in its place."""
+        blobs = self._memory.blobs
+        found = blobs.of(agent).get(name)
+        if found is None or len(found.segment.host) != num_pages or not blobs.may_write(found):
+            return None
+        return found
+
+    def _is_there(self, agent: AgentId, name: str, value: NewValue) -> bool:
+        """Whether the value is there already, form and bytes."""
+        found = self._memory.blobs.of(agent).get(name)
+        if found is None or found.source is not None or found.form != value.form:
+            return False
+        return bool((self._access.read("host", list(found.segment.host)) == value.rows).all())
 
     def _write_changed(self, blob: Blob, rows: Bytes2D) -> int:
         segment = blob.segment

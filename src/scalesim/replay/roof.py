@@ -145,7 +145,7 @@ class _Floors:
         tokens = pairs = context = 0
         for call in calls:
             prompt, output = call.prompt_len, call.output.length
-            new, twice = computed.add(_computed_tokens(call), prompt)
+            new, twice = computed.add(computed_tokens(call), prompt)
             for first, last, sign in ((new, prompt + output - 1, 1), (*twice, -1)):
                 count, seen = _attended(first, last, machine.first_tokens)
                 tokens, pairs = tokens + sign * count, pairs + sign * seen
@@ -176,7 +176,7 @@ class _Floors:
         return (missing - min(computed, state)) * load_s if computed > 0 else 0.0
 
 
-def _computed_tokens(call: TraceCall) -> Int32s:
+def computed_tokens(call: TraceCall) -> Int32s:
     """The tokens whose KV a call needs or computes: all but the last token of its answer."""
     return tokens_of((*call.prompt, call.output), VOCAB_SIZE)[:-1]
 

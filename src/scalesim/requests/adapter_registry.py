@@ -8,14 +8,13 @@ call uses is settled at the moment at which the call is handed in.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from scalesim.checks import flag, instance, is_url, path_of, place_of, text
+from scalesim.checks import flag, instance, is_url, path_of, place_of, shown, text
 from scalesim.core import AgentId, Bytes2D, Int32s
 from scalesim.errors import AdapterError, PromptTooLongError
 from scalesim.memory.lease import ADAPTER
@@ -92,13 +91,23 @@ class AdapterRegistry(Bindings[HomedAdapter]):
             raise AdapterError("this engine's parts have no reader of adapters (read_adapter)")
         content = home.own(home.read(path))
         with self._lock:
-            if name in self and not replace and self.known(name).key[0] != content.digest:
-                raise AdapterError(
-                    f"adapter name {name!r} has other content, from "
-                    f"{self._origin(name).path or 'update()'}; remove it, or give replace=True"
-                )
+            if name in self and not replace:
+                self._check_same(name, content, model)
             self._settle(name, home, content, _Origin(content.origin or str(path), model))
         return Adapter(self, name)
+
+    def _check_same(self, name: str, content: AdapterContent, model: str | None) -> None:
+        before = self._origin(name)
+        if before.model != model:
+            raise AdapterError(
+                f"adapter name {shown(name)} is of {_words(before.model)}, and not of "
+                f"{_words(model)}; choose another name, or give replace=True"
+            )
+        if self.known(name).key[0] != content.digest:
+            raise AdapterError(
+                f"adapter name {shown(name)} has other content, from "
+                f"{before.path or 'update()'}; remove it, or give replace=True"
+            )
 
     def update(self, name: str, tensors: Mapping[str, Any]) -> None:
         """``Adapter.update``."""
@@ -118,7 +127,7 @@ class AdapterRegistry(Bindings[HomedAdapter]):
             try:
                 content = home.own(home.pack(before, tensors))
             except AdapterError as error:
-                raise AdapterError(f"adapter {name!r}: {error}") from error
+                raise AdapterError(f"adapter {shown(name)}: {error}") from error
 
     def _settle(
         self, name: str, home: AdapterHome, content: AdapterContent, origin: _Origin
@@ -209,15 +218,17 @@ class AdapterRegistry(Bindings[HomedAdapter]):
         with self._lock:
             content, home = self.known(call.adapter).value
             model = self._origin(call.adapter).model
-        if model != (None if call.added is None else call.added.name):
+        runs_on = None if call.added is None else call.added.name
+        if model != runs_on:
             raise AdapterError(
-                f"adapter {call.adapter!r} is another model's than the call's; give adapter='' for "
-                "none, or add the adapter with model="
+                f"adapter {shown(call.adapter)} is of {_words(model)}, and the call runs on "
+                f"{_words(runs_on)}: set agent.model or agent.adapter (adapter='' for one call), "
+                f"or add an adapter with model={shown(runs_on)}"
             )
         if call.added is not None and home is not call.added.home:
             raise AdapterError(
-                f"adapter {call.adapter!r} was made for other shapes than model {model!r} has now; "
-                "add one for these, with replace=True"
+                f"adapter {shown(call.adapter)} was made for other shapes than {_words(model)} has "
+                "now; add one for these, with replace=True"
             )
         self._check_room(call, content)
         start: int | None = 0
@@ -233,22 +244,28 @@ class AdapterRegistry(Bindings[HomedAdapter]):
     def _check_room(self, call: Call, content: AdapterContent) -> None:
         num_tokens = len(call.tokens) + call.request.params.max_tokens
         block_size = self._memory.block_size_of(call.attachments)
-        needed = -(-num_tokens // block_size) + content.num_pages
+        num_weights = 0 if call.added is None else call.added.weights.num_pages
+        needed = -(-num_tokens // block_size) + content.num_pages + num_weights
         if needed > self._memory.num_pages:
+            model = f", {num_weights} of its model" if num_weights else ""
             raise PromptTooLongError(
-                f"{num_tokens} tokens and adapter {call.adapter!r} of {content.num_pages} pages "
-                f"need {needed} pages; the device pool has {self._memory.num_pages}; raise "
-                "device_memory"
+                f"{num_tokens} tokens and adapter {shown(call.adapter)} need {needed} pages "
+                f"({content.num_pages} of the adapter{model}); the device pool has "
+                f"{self._memory.num_pages}; raise device_memory"
             )
 
     def hold(self, calls: Iterable[Call]) -> None:
         """Note that ``calls``, which are handed in now, use their adapters, until ``let_go``: all
-        of them with the content of this moment."""
+        of them with the content of this moment. One whose adapter was removed since it was made, or
+        has grown too large for it, is refused."""
         with self._lock:
             for call in calls:
-                with suppress(AdapterError, PromptTooLongError):  # the content of before, if it is
-                    self.attach(call)  # there still; otherwise the call ends with AdapterError
-                self.use(call)
+                try:
+                    self.attach(call)
+                except (AdapterError, PromptTooLongError) as error:
+                    call.error = error
+                else:
+                    self.use(call)
 
     def _join(self, value: HomedAdapter) -> None:
         self._memory.add_adapter(value.content)
@@ -259,6 +276,10 @@ class AdapterRegistry(Bindings[HomedAdapter]):
 
     def _own(self, agent: AgentId, digest: bytes | None) -> None:
         self._memory.bind_adapter(agent, digest)
+
+
+def _words(model: str | None) -> str:
+    return "the engine's own model" if model is None else f"model {shown(model)}"
 
 
 def last_invocation(tokens: Int32s, invocation: tuple[int, ...]) -> int | None:

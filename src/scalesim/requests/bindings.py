@@ -110,8 +110,8 @@ class Bindings(ABC, Generic[T]):
                 left_s = end_s - time.monotonic()
                 if left_s <= 0:
                     raise self.error(
-                        f"{self.noun} {name!r} is used by {len(version.calls)} open calls; wait "
-                        "for them, or give a longer timeout="
+                        f"{self.noun} {shown(name)} is used by {len(version.calls)} open calls; "
+                        "wait for them, or give a longer timeout="
                     )
                 self._changed.wait(min(left_s, _LOOK_S))
                 version = self._by_name.get(name)
@@ -125,7 +125,7 @@ class Bindings(ABC, Generic[T]):
         """What ``name`` stands for. Raises this kind's error."""
         found = self._by_name.get(name) if isinstance(name, str) else None
         if found is None:
-            names = ", ".join(sorted(self._by_name)[:8]) or "none"
+            names = ", ".join(map(shown, sorted(self._by_name)[:8])) or "none"
             raise self.error(
                 f"{self.noun} {shown(name)} is unknown, or was removed; there are: {names}"
             )
@@ -167,6 +167,12 @@ class Bindings(ABC, Generic[T]):
         with self._lock:
             if name is not None:
                 self.known(name)
+            self.rebind(agent, name)
+
+    def rebind(self, agent: AgentId, name: str | None) -> None:
+        """``bind`` as it was before, also to a name that was removed: once that stands for
+        something again, ``agent`` uses it."""
+        with self._lock:
             self._note(agent, name)
             self._tell(name, (agent,))
 

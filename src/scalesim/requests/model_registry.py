@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-from scalesim.checks import flag, path_of, text
+from scalesim.checks import flag, path_of, shown, text
 from scalesim.core import AgentId
 from scalesim.errors import ModelError
 from scalesim.memory.lease import WEIGHTS
@@ -88,8 +88,8 @@ class ModelRegistry(Bindings[AddedModel]):
     def _check_free(self, name: str, replace: bool) -> None:
         if name in self and not replace:
             raise ModelError(
-                f"model name {name!r} is taken, by {self.known(name).value.path}; choose another, "
-                "or give replace=True"
+                f"model name {shown(name)} is taken, by {self.known(name).value.path}; choose "
+                "another, or give replace=True"
             )
 
     def list(self) -> list[ModelInfo]:

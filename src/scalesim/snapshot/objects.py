@@ -47,7 +47,7 @@ class Objects:
         """The content of an object. Raises ``SnapshotError`` if it is gone, and ``OSError`` where
         the store does not answer."""
         try:
-            content: bytes = self._store.ask("cat_file", self._store.path(name))
+            content = self._store.read(self._store.path(name))
         except FileNotFoundError as error:
             raise SnapshotError(f"{self}: {name} is missing") from error
         return content
@@ -88,7 +88,7 @@ class StoredFile:
         if self._error is not None:
             raise self._error
         try:
-            self._content = self._store.ask("cat_file", self._path, start=first, end=end)
+            self._content = self._store.read(self._path, start=first, end=end)
         except OSError as error:
             self._error = error
             raise

@@ -70,8 +70,8 @@ class BlobPages:
         if found is None:
             if name in self._lost.get(agent, ()):
                 raise StateLostError(
-                    f"state {name!r} of agent {agent!r} was lost when the engine's memory began "
-                    "anew after a fault; assign it again"
+                    f"state {name!r} of agent {agent!r} was lost: the engine's memory began anew "
+                    "after a fault, or a restore had no room for it (host_memory); assign it again"
                 )
             raise KeyError(name)
         return found
@@ -99,10 +99,8 @@ class BlobPages:
         Raises ``StateError`` where the host can never have room.
         """
         residency, host = self._residency, self._residency.tiers.host
-        if num_blocks > host.pool.num_free:
-            self._check_room(name, num_blocks)
-            if not residency.room.to_keep(num_blocks):
-                return None
+        if not self.make_room(repr(name), num_blocks):
+            return None
         pages = residency.host.allocate(num_blocks)
         assert pages is not None
         self._num_made += 1
@@ -136,18 +134,27 @@ class BlobPages:
         self.discard(agent, name, kept=blob)
         self._of.setdefault(agent, {})[name] = blob
 
-    def _check_room(self, name: str, num_blocks: int) -> None:
+    def make_room(self, names: str, num_blocks: int) -> bool:
+        """Make ``num_blocks`` host pages free for the blobs that an error calls ``names``. Returns
+        ``False`` if they will be free once copies have ended. Raises ``StateError`` where they
+        never will be."""
+        if num_blocks <= self._residency.tiers.host.pool.num_free:
+            return True
+        self._check_room(names, num_blocks)
+        return self._residency.room.to_keep(num_blocks)
+
+    def _check_room(self, names: str, num_blocks: int) -> None:
         host = self._residency.tiers.host
         usable = host.pool.num_usable - len(host.lost)
         if usable == 0:
             raise StateError(
-                f"state {name!r} has to be kept on the host, and policy "
+                f"state {names} has to be kept on the host, and policy "
                 f"{self._residency.policy.name!r} has no host pool here: choose another "
                 "policy, and set host_memory"
             )
         if (held := self.num_pages) + num_blocks > usable:
             raise StateError(
-                f"state {name!r} takes {num_blocks} pages of {self._residency.page_bytes} bytes, "
+                f"state {names} takes {num_blocks} pages of {self._residency.page_bytes} bytes, "
                 f"and other state holds {held} of the host's {usable}: raise host_memory"
             )
 
@@ -193,6 +200,15 @@ class BlobPages:
         self._of.pop(agent, None)
         self._lost.pop(agent, None)
 
+    def lose(self, agent: AgentId, name: str) -> None:
+        """Note that a blob was lost, in place of what ``agent`` has under ``name``."""
+        self.discard(agent, name)
+        self._lost.setdefault(agent, set()).add(name)
+
+    def lost(self) -> list[tuple[AgentId, str]]:
+        """The blobs that were lost and not assigned again, by agent and name."""
+        return [(agent, name) for agent, names in self._lost.items() for name in sorted(names)]
+
     def begin_from(self, books: Books) -> None:
         """Go on from the ``books`` of a memory that began anew: what has a source is read again,
         all else is lost."""
@@ -201,7 +217,7 @@ class BlobPages:
                 if blob is not None and blob.source is not None:
                     self.refer(agent, name, blob.form, blob.source)
                 else:
-                    self._lost.setdefault(agent, set()).add(name)
+                    self.lose(agent, name)
 
     def _forget_loss(self, agent: AgentId, name: str) -> None:
         lost = self._lost.get(agent, set())

@@ -36,7 +36,8 @@ class CopyThreads:
     ``bandwidth``: the most bytes a second in each direction; ``None`` for as fast as it goes.
     Copies of a direction follow one another: a copy that was faster than its bytes allow ends when
     they allow it, and the thread sleeps till then. So a copy costs what it costs on a slower link,
-    and no processor time beyond the copying.
+    and no processor time beyond the copying. The next copy is due at that moment, or when it was
+    submitted, though the thread woke later: a slow link loses no time to a busy processor.
 
     A link that is paused begins no copy, ends none, and takes none of that time for copying: rates
     and ends are as if the pause had not been.
@@ -55,6 +56,7 @@ class CopyThreads:
         self._queues: dict[Direction, JobQueue[Job]] = {each: JobQueue() for each in rates}
         most = float("inf") if bandwidth is None else bandwidth
         self._rates = {direction: min(rate, most) for direction, rate in rates.items()}
+        self._filled_s = dict.fromkeys(rates, 0.0)  # when a queue got its first job, by ``time_s``
         self._done: list[tuple[int, Exception | None]] = []
         self._tickets = itertools.count(first_ticket)
         self._open = 0
@@ -75,6 +77,8 @@ class CopyThreads:
     ) -> list[int]:
         jobs = jobs_of(copies, after, self._page_bytes, self._tickets)
         with self._changed:
+            if not self._queues[copies.direction].waiting:
+                self._filled_s[copies.direction] = self.time_s()
             self._queues[copies.direction].add(jobs, urgent=urgent)
             self._open += len(jobs)
             self._changed.notify_all()
@@ -146,6 +150,7 @@ class CopyThreads:
 
     def _run(self, direction: Direction) -> None:
         queue = self._queues[direction]
+        end_s = 0.0
         while True:
             with self._changed:
                 self._changed.wait_for(
@@ -153,11 +158,14 @@ class CopyThreads:
                 )
                 if self._closed:
                     return
-                job = queue.waiting.popleft()
-            if not self._reaches(job.after):
+                job, filled_s = queue.waiting.popleft(), self._filled_s[direction]
+            was_reached = self._is_reached(job.after)
+            if not (was_reached or self._reaches(job.after)):
                 return
             error: Exception | None = None
-            start = self.time_s()
+            start_s = due_s = self.time_s()
+            if self._bandwidth is not None and was_reached:
+                due_s = max(end_s, filled_s)
             with Foreign() as raised:
                 self.copy(job.copies)
             if raised.error is not None:
@@ -165,8 +173,9 @@ class CopyThreads:
                 error.__cause__ = raised.error
             with self._changed:
                 least_s = 0.0 if self._bandwidth is None else job.num_bytes / self._bandwidth
-                self._sleep_until(start + least_s)
-                seconds = self.time_s() - start
+                seconds = max(least_s, self.time_s() - start_s)
+                end_s = due_s + seconds
+                self._sleep_until(end_s)
                 queue.queued_bytes -= job.num_bytes
                 if error is None:
                     self._rates[direction] += _WEIGHT * (
@@ -174,6 +183,9 @@ class CopyThreads:
                     )
                 self._done.append((job.ticket, error))
                 self._changed.notify_all()
+
+    def _is_reached(self, fence: Fence | None) -> bool:
+        return fence is None or self._timeline is None or self._timeline.has_reached(fence)
 
     def _reaches(self, fence: Fence | None) -> bool:
         """Wait until ``fence`` is reached; False if the link closes before."""

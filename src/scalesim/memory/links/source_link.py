@@ -23,10 +23,18 @@ from dataclasses import dataclass, field
 from scalesim.core import Bytes2D, Fence
 from scalesim.errors import AdapterError, AttachmentError
 from scalesim.foreign import Foreign, words_of
-from scalesim.memory.links.link import MAX_CHUNK_BYTES, Copies, InMemorySource, Link, LinkAround
+from scalesim.memory.links.link import (
+    MAX_CHUNK_BYTES,
+    Copies,
+    InMemorySource,
+    Link,
+    LinkAround,
+    PageSource,
+)
 
 BOUNCE_BYTES = 2 * MAX_CHUNK_BYTES  # one chunk is written while one is copied
 FAR_READS = 8  # at once; each holds a whole attachment in memory until its pages are written
+CLOSE_S = 1.0  # the longest that closing waits for sources that are being read
 _WAIT_S = 0.002  # between two polls of the inner link, while a read is under way
 _WEIGHT = 0.1  # of the newest read in the rate
 _ASSUMED_BYTES_PER_S = 2e8  # until measured: a disk's, with unpacking
@@ -106,6 +114,7 @@ class SourceLink(LinkAround):
         self._written: list[_BouncePart] = []  # ready for the inner link
         self._done: list[tuple[int, Exception | None]] = []
         self._closed = False
+        self._asking: set[threading.Thread] = set()  # that are within a source, and touch no pool
         # The engine's thread alone uses the fields below.
         self._in_flight: dict[int, _BouncePart] = {}  # by ticket of the inner link
         self._ended: list[tuple[int, Exception | None]] = []
@@ -174,12 +183,14 @@ class SourceLink(LinkAround):
         return bool(self._ended) or self.link.wait(max(0.0, end_s - time.monotonic()))
 
     def close(self) -> None:
+        """A source may never answer: its thread is left behind, and touches nothing any more."""
+        end_s = time.monotonic() + CLOSE_S
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        for lane in self._lanes.values():
-            for thread in lane.threads:
-                thread.join()
+        for thread in (thread for lane in self._lanes.values() for thread in lane.threads):
+            while thread.is_alive() and (thread not in self._asking or time.monotonic() < end_s):
+                thread.join(_WAIT_S)
         self.link.close()
 
     # -- on the engine's thread ---------------------------------------------------------------
@@ -287,7 +298,9 @@ class SourceLink(LinkAround):
         source = read.copies.source
         assert source is not None
         start = time.perf_counter()
-        whole = source.read()
+        whole = self._asked(source)
+        if whole is None:
+            return
         seconds = max(time.perf_counter() - start, 1e-9)
         if not isinstance(source, InMemorySource) and source.read_s is None:
             self.read_rate += _WEIGHT * (whole.nbytes / seconds - self.read_rate)
@@ -301,6 +314,20 @@ class SourceLink(LinkAround):
             for other in self._lane_of(read).queue:
                 if other.copies.source is source and other.copies.direction == "in":
                     other.rows = other.rows_of(whole)
+
+    def _asked(self, source: PageSource) -> Bytes2D | None:
+        """The pages of ``source``; ``None`` if the link was closed meanwhile."""
+        thread = threading.current_thread()
+        with self._changed:
+            self._asking.add(thread)
+        try:
+            whole = source.read()
+        finally:
+            with self._changed:
+                is_wanted = not self._closed
+                if is_wanted:
+                    self._asking.discard(thread)
+        return whole if is_wanted else None
 
     def _lane_of(self, read: _Read) -> _Reads:
         assert read.copies.source is not None

@@ -18,7 +18,7 @@ from scalesim.memory.kinds import OriginSource, StateKind, packed, plain
 from scalesim.memory.leases.adapters import AdapterContent
 from scalesim.memory.links.link import InMemorySource
 from scalesim.model.adapters.layout import LayoutTable, LoraLayout, lora_sites
-from scalesim.model.adapters.peft import PackedAdapter, digest_of, pack, read_adapter
+from scalesim.model.adapters.peft import PackedAdapter, digest_of, pack, read_adapter, tensor_name
 from scalesim.model.checkpoint.config import ModelConfig
 from scalesim.model.values import has_elements
 
@@ -94,6 +94,12 @@ class AdapterFolders(StateKind):
                     "dense tensors: give .to_dense() of a sparse one, and none on the device meta"
                 )
         layout = self.layouts.layouts[content.layout]
+        for layer, index, side, *_ in layout.rows():
+            if (name := tensor_name(layer, index, side)) not in tensors:
+                raise AdapterError(
+                    f"there is no tensor {name!r}: give all weights of the adapter, as "
+                    "peft.get_peft_model_state_dict(model) names them"
+                )
         own = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
         pages = pack(layout, own, self.dtype)
         digest = self.identity((content.layout, content.invocation_tokens), pages)

@@ -86,9 +86,7 @@ class StoredAdapter:
 
     def _read(self, name: str, max_bytes: int) -> bytes:
         try:
-            content: bytes = self._store.ask(
-                "cat_file", self._store.path(name), start=0, end=max_bytes + 1
-            )
+            content = self._store.read(self._store.path(name), start=0, end=max_bytes + 1)
         except FileNotFoundError as error:
             raise AdapterError(f"{name} is missing") from error
         if len(content) > max_bytes:
