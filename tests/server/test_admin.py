@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import httpx2
@@ -55,6 +56,21 @@ def test_adapters_come_and_go(tmp_path: Path) -> None:
         assert admin.post(PATHS[2][1], json={"name": "pirate"}).status_code == 409
         broken = admin.post(PATHS[1][1], json={"name": "broken"})
         assert broken.status_code == 409 and str(tmp_path) not in broken.text
+
+
+def test_an_adapter_that_is_gone_is_the_servers_fault_and_tells_no_path(tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "pirate", SHAPE, 4, seed=1)
+    with tiny_engine(policy="lru-recompute", host_pages=0) as engine:
+        engine.adapters.add("pirate", folder)
+        with serving(engine) as running:
+            shutil.rmtree(folder)
+            body = {"prompt": "hi", "max_tokens": 2, "model": "pirate"}
+            url = f"{running.url}/v1/completions"
+            answer = httpx2.post(url, headers=bearer(KEY), json=body)
+            assert answer.status_code == 503 and str(tmp_path) not in answer.text
+            assert answer.json()["error"]["code"] == "adapter_unusable"
+            answer = httpx2.post(url, headers=bearer(KEY), json=body | {"model": "tiny"})
+            assert answer.status_code == 200
 
 
 @pytest.mark.parametrize("name", ["../pirate", "/etc", "pirate/../..", "", None, 7, "x" * 9999])

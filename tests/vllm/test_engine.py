@@ -99,8 +99,8 @@ def test_a_restart_under_load(played: Play, arm: str) -> None:
     """The engine is stopped while four calls are under way, twice, and the next one gets the same
     hints: no text changes, and in the last round as much is found as without."""
     busy = {"together": 4, "output": 16, "device_blocks": 4 * OWN + 12}
-    again = played(arm, "cycle", 5, **busy, restarts=(4, 7))
-    calm = played(arm, "cycle", 5, **busy)
+    again = played(arm, "cycle", 6, **busy, restarts=(4, 7))
+    calm = played(arm, "cycle", 6, **busy)
     assert again["texts"] == calm["texts"]
     last = slice(-AGENTS, None)
     assert sum(again["cached"][last]) >= 0.9 * sum(calm["cached"][last]) > 0

@@ -24,6 +24,7 @@ _BY_CODE: dict[str, type[ScaleSimError]] = {
     "invalid_structure": errors.StructureError,
     "agent_not_found": errors.UnknownAgentError,
     "model_not_found": errors.AdapterError,
+    "adapter_unusable": errors.AdapterError,
     "queue_full": errors.EngineFullError,
     "deadline_exceeded": errors.RequestTimeoutError,
     "cancelled": errors.RequestCancelledError,

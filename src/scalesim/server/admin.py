@@ -28,7 +28,7 @@ async def _named(service: Service, request: HttpRequest) -> str:
     body = await read_json(service, request)
     name = body.get("name")
     if not isinstance(name, str) or name not in service.config.adapters:
-        known = ", ".join(sorted(service.config.adapters)[:8]) or "none"
+        known = ", ".join(map(shown, sorted(service.config.adapters)[:8])) or "none"
         raise ApiError(
             404,
             f"adapter {shown(name)} is not registered with this server; there are: {known}",

@@ -85,13 +85,13 @@ _STATUS: tuple[tuple[type[Exception], int, str | None], ...] = (  # the first th
     (StructureError, 400, "invalid_structure"),
     (RequestError, 400, None),
     (UnknownAgentError, 404, "agent_not_found"),
-    (AdapterError, 404, "model_not_found"),
     (EngineFullError, 429, "queue_full"),
     (RequestTimeoutError, 504, "deadline_exceeded"),
     (RequestCancelledError, 503, "cancelled"),
 )
 _BROKEN: tuple[tuple[type[Exception], int, str, str], ...] = (
     (EngineClosedError, 503, "engine_closed", "the engine has stopped"),
+    (AdapterError, 503, "adapter_unusable", "the adapter cannot be used now"),  # where it was read
     (NumericalError, 500, "numerical_error", "the model gave logits that are not finite"),
 )
 
@@ -113,7 +113,7 @@ def api_error(error: BaseException, request_id: str = "") -> ApiError:
 
 def is_ours(error: BaseException) -> bool:
     """Whether ``error`` is a fault of the server's, which belongs into its log."""
-    return api_error(error).status == 500
+    return isinstance(error, AdapterError) or api_error(error).status == 500
 
 
 def field_in(message: str) -> str | None:

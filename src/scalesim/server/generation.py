@@ -64,7 +64,7 @@ def known_model(service: Service, name: str) -> tuple[str, str | None, str | Non
     names = [*service.config.names, *(adapter.name for adapter in service.engine.adapters.list())]
     raise ApiError(
         404,
-        f"model {shown(name)} is not served here; there are: {', '.join(names[:8])}",
+        f"model {shown(name)} is not served here; there are: {', '.join(map(shown, names[:8]))}",
         param="model",
         code="model_not_found",
     )
