@@ -127,9 +127,10 @@ def compare(
         for arm in arms.values():
             arm.engine.close()
     same = all(arm.texts == arms["resident"].texts for arm in arms.values())
+    tick_s = statistics.median(arms["resident"].rounds) / ticks
     turns = [
-        Turn(model, weights + agents * (PROMPT // 16), took_s / ticks)
-        for number, took_s in enumerate(arms["resident"].rounds, 1)
+        Turn(model, weights + agents * (PROMPT // 16), tick_s)
+        for number in range(1, rounds + 1)
         for model in models_of(order, ticks, number)
     ]
     schedule = len(turns) * agents / scheduled_s(turns, pages, load_s)

@@ -24,6 +24,7 @@ from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pools.page_access import ArrayPages
 from scalesim.memory.pools.page_pool import PagePool, runs
 from scalesim.memory.prefetch.config import PlannerConfig
+from scalesim.memory.tree.next_use import NextUse
 from scalesim.memory.tree.page_runs import PageRuns
 from scalesim.memory.tree.prefix_tree import TEXT
 from scalesim.memory.tree.segment import Segment
@@ -420,6 +421,33 @@ def test_runs_are_looked_for_anew_once_more_was_evicted() -> None:
     pages = memory.residency.take(8, runs=[(0, 4), (4, 4)])
     assert pages is not None
     assert all(len(runs(part)) == 1 for part in (pages[:4], pages[4:]))
+
+
+@pytest.mark.parametrize(("next_use", "evicted"), [(9.0, True), (1.0, False)])
+def test_what_is_used_later_makes_way_for_a_run_though_pages_are_free(
+    next_use: float, evicted: bool
+) -> None:
+    """One cached page, which cannot be moved, has four free pages on either side: for five that
+    have to be consecutive it leaves, unless it is used as soon."""
+    device = np.zeros((10, PAGE), np.uint8)
+    memory = MemoryManager(
+        block_size=SIZE, page_bytes=PAGE, device_pages=10, host_pages=0, num_rows=4,
+        policy=policy_named("deadline"), link=CopyingLink(device, device, PAGE * 20.0),
+    )  # fmt: skip
+    others = memory.device.allocate(9)
+    assert others is not None
+    memory.device.free([5])
+    tokens = np.zeros(SIZE, np.int32).tobytes()
+    lease = memory.acquire(0, tokens, 1)
+    assert lease is not None
+    memory.release(lease, tokens, SIZE)
+    memory.hint([(0, next_use)])
+    memory.device.free([page for page in others if page != 5])
+    soon = NextUse(1.0, 0, 0.0, 0)
+    pages = memory.residency.take_first(5, ahead_of=soon, runs=[(0, 5)])
+    assert len(pages) == (5 if evicted else 0) and len(runs(pages)) <= 1
+    again = memory.residency.take_first(5, ahead_of=soon, runs=[(0, 5)])
+    assert not again and memory.device.num_free == (4 if evicted else 8)
 
 
 def test_unknown_weights_are_refused() -> None:

@@ -106,28 +106,35 @@ class Residency:
 
     def take_first(self, count: int, *, ahead_of: NextUse, runs: RunPlaces) -> list[int]:
         """As many of the first of ``count`` device pages as can be had now, for a load ahead of
-        that use: of what has to be consecutive, whole ``runs`` (offset, length), in order. Planners
-        ask again and again: where no run was found, the pool is looked through again only once a
-        page was freed, a segment unpinned, or a copy has ended."""
+        that use: of what has to be consecutive, whole ``runs`` (offset, length), in order. Where
+        pages suffice and no run does, more is evicted, as much as a run at a time. Planners ask
+        again and again: where no run was found, the pool is looked through again only once a page
+        was freed, a segment unpinned, or a copy has ended."""
         self._make_room(count, ahead_of)
         count = min(count, self.device.num_free)
         pages: list[int] = []
         for offset, length in runs:
-            search = RunSearch(
-                length, self.ranking.num_unpinned, self._num_finished, self.device.num_free
-            )
+            search = self._search(length)
             if offset + length > count or search.is_in_vain_after(self._in_vain):
                 return pages
-            run = self.compaction.take_run(length)
-            if run is None:
-                self._in_vain = search
-                return pages
+            while (run := self.compaction.take_run(length)) is None:
+                search = self._search(length)
+                more = min(self.device.num_free + length, self.device.num_usable)
+                self._make_room(more, ahead_of)
+                if self.device.num_free == search.num_free:
+                    self._in_vain = search
+                    return pages
             others = self.device.allocate(offset - len(pages))
             assert others is not None, (offset, length, count)
             pages += [*others, *run]
         others = self.device.allocate(count - len(pages))
         assert others is not None, (count, len(pages))
         return pages + others
+
+    def _search(self, length: int) -> RunSearch:
+        return RunSearch(
+            length, self.ranking.num_unpinned, self._num_finished, self.device.num_free
+        )
 
     def _take_runs(
         self, count: int, places: RunPlaces, ahead_of: NextUse | None, held: Collection[Segment]
