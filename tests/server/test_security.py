@@ -124,6 +124,12 @@ def test_keys_that_are_none(keys: tuple[str, ...]) -> None:
         ServerConfig(api_keys=keys)
 
 
+def test_an_adapter_that_is_called_like_the_model_is_refused(tmp_path: Path) -> None:
+    """Nobody could reach it: a name stands for the model first."""
+    with pytest.raises(ConfigError, match="adapters='base' is a name of the model too"):
+        ServerConfig(names=("model", "base"), adapters={"pirate": tmp_path, "base": tmp_path})
+
+
 # -- what listens ----------------------------------------------------------------------------------
 
 

@@ -129,6 +129,8 @@ class ServerConfig:
             )
         if set(self.api_keys) & set(self.admin_keys):
             raise ConfigError("admin_keys: a key is also one of api_keys; make another one")
+        if taken := sorted(set(self.names) & set(self.adapters)):
+            refuse("adapters", taken[0], "is a name of the model too: choose another", ConfigError)
 
     def __repr__(self) -> str:  # keys belong into no log
         return (
