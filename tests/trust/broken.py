@@ -561,6 +561,8 @@ class RemovesWhatIsInUse(MemoryManager):
 
 
 class LosesATokenByPreemption(Scheduler):
+    """The last of its prompt: one of its answer would be computed again, and be the same."""
+
     def schedule(self) -> Batch | None:
         counts = {request: request.num_preemptions for request in self.slots.sequences.values()}
         batch = super().schedule()
@@ -570,7 +572,7 @@ class LosesATokenByPreemption(Scheduler):
         return batch
 
     def mangled(self, request: Request) -> Any:
-        return request.tokens[:-1]
+        return np.delete(request.tokens, request.prompt_len - 1)
 
 
 class DoublesATokenByPreemption(LosesATokenByPreemption):
