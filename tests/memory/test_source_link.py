@@ -108,13 +108,14 @@ def test_closing_leaves_a_source_behind_that_does_not_answer(
 ) -> None:
     monkeypatch.setattr("scalesim.memory.links.source_link.CLOSE_S", 0.0)
     device, host = pools()
+    others = set(threading.enumerate())
     link = source_link(device, host)
     gate = (FarGate if far else Gate)(rows(1, 1))
     before = host.copy()
     link.submit(Copies("out", [], [3], gate))
     assert gate.asked.wait(10.0)
     link.close()
-    [left] = [thread for thread in threading.enumerate() if thread.name == "scalesim-read"]
+    [left] = set(threading.enumerate()) - others
     gate.open.set()
     left.join(10.0)
     assert not left.is_alive() and (host == before).all()
