@@ -402,22 +402,28 @@ def test_a_run_is_consecutive_in_whatever_order_its_pages_were_freed() -> None:
     assert 50 < num_found < 200
 
 
-def test_runs_are_looked_for_anew_once_more_was_evicted() -> None:
-    """One cached page lies so that two runs of four fit only without it, and the first was found
-    where the second could not lie beside it."""
+def one_cached_page(page: int, policy: str) -> MemoryManager:
+    """Nine pages, which cannot be moved, and all free but one, which agent 0 has left cached."""
     device = np.zeros((10, PAGE), np.uint8)
     memory = MemoryManager(
         block_size=SIZE, page_bytes=PAGE, device_pages=10, host_pages=0, num_rows=4,
-        policy=policy_named("lru-recompute"), link=CopyingLink(device, device, PAGE * 20.0),
+        policy=policy_named(policy), link=CopyingLink(device, device, PAGE * 20.0),
     )  # fmt: skip
     others = memory.device.allocate(9)
     assert others is not None
-    memory.device.free([7])
+    memory.device.free([page])
     tokens = np.zeros(SIZE, np.int32).tobytes()
     lease = memory.acquire(0, tokens, 1)
     assert lease is not None
     memory.release(lease, tokens, SIZE)
-    memory.device.free([page for page in others if page != 7])
+    memory.device.free([other for other in others if other != page])
+    return memory
+
+
+def test_runs_are_looked_for_anew_once_more_was_evicted() -> None:
+    """One cached page lies so that two runs of four fit only without it, and the first was found
+    where the second could not lie beside it."""
+    memory = one_cached_page(7, "lru-recompute")
     pages = memory.residency.take(8, runs=[(0, 4), (4, 4)])
     assert pages is not None
     assert all(len(runs(part)) == 1 for part in (pages[:4], pages[4:]))
@@ -429,20 +435,8 @@ def test_what_is_used_later_makes_way_for_a_run_though_pages_are_free(
 ) -> None:
     """One cached page, which cannot be moved, has four free pages on either side: for five that
     have to be consecutive it leaves, unless it is used as soon."""
-    device = np.zeros((10, PAGE), np.uint8)
-    memory = MemoryManager(
-        block_size=SIZE, page_bytes=PAGE, device_pages=10, host_pages=0, num_rows=4,
-        policy=policy_named("deadline"), link=CopyingLink(device, device, PAGE * 20.0),
-    )  # fmt: skip
-    others = memory.device.allocate(9)
-    assert others is not None
-    memory.device.free([5])
-    tokens = np.zeros(SIZE, np.int32).tobytes()
-    lease = memory.acquire(0, tokens, 1)
-    assert lease is not None
-    memory.release(lease, tokens, SIZE)
+    memory = one_cached_page(5, "deadline")
     memory.hint([(0, next_use)])
-    memory.device.free([page for page in others if page != 5])
     soon = NextUse(1.0, 0, 0.0, 0)
     pages = memory.residency.take_first(5, ahead_of=soon, runs=[(0, 5)])
     assert len(pages) == (5 if evicted else 0) and len(runs(pages)) <= 1
